@@ -88,6 +88,8 @@ type Volume struct {
 
 	persisting sync.Mutex
 	persisted  uint64 // seq; guarded by persisting
+	trusted    uint64 // doubts before that; guarded by persisting
+	doubts     atomic.Uint64
 
 	tending sync.Mutex     // one change of frozen layers and sealed segments at a time
 	syncing sync.Mutex     // one sync at a time; those who wait share the next

@@ -308,6 +308,9 @@ func (v *Volume) Flush(ctx context.Context) error {
 	}
 	v.persisting.Lock()
 	defer v.persisting.Unlock()
+	if doubts := v.doubts.Load(); v.trusted != doubts {
+		v.persisted, v.trusted = 0, doubts
+	}
 	if v.persisted >= target {
 		return nil
 	}
@@ -326,13 +329,9 @@ func (v *Volume) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Distrust has the next flush ask Config.Persist anew, whatever was flushed before: it
-// stands for another place by now.
-func (v *Volume) Distrust() {
-	v.persisting.Lock()
-	defer v.persisting.Unlock()
-	v.persisted = 0
-}
+// Distrust has each flush that begins later ask Config.Persist anew, whatever was flushed
+// before: it stands for another place by now.
+func (v *Volume) Distrust() { v.doubts.Add(1) }
 
 // everything is the target of a flush that has all in its files durable, tables too.
 const everything = math.MaxUint64

@@ -2,9 +2,12 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/grangemesh/grange/node/volumes/holders/quorum"
 )
 
 // compacted is a volume whose two holders can't go on with its journal, as that was compacted
@@ -79,24 +82,27 @@ func TestFlushBeforeItsHoldersGoOn(t *testing.T) {
 }
 
 // TestFlushFollowsThePolicy: a flush that waits for holders who can't be reached is answered
-// once the policy asks for none.
+// once the policy asks for none, and goes on alone once that is allowed.
 func TestFlushFollowsThePolicy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		farm := newFarm(t)
-		defer farm.close()
-		m := farm.nodes()[0]
-		if _, _, err := m.Put(t.Context(), "web", Spec{Size: modelSize, Durability: "farm:2"}); err != nil {
-			t.Fatal(err)
-		}
-		m.cable.offMembers = true
-		begun, done := time.Now(), make(chan error, 1)
-		go func() { done <- m.device("web").front.WriteAt(t.Context(), bytesOf(4, 1), 0, true) }()
-		synctest.Wait()
-		if _, _, err := m.Put(t.Context(), "web", Spec{Durability: "local"}); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-done; err != nil || time.Since(begun) > time.Second {
-			t.Errorf("%v after %s", err, time.Since(begun))
-		}
-	})
+	for _, change := range []Spec{{Durability: "local"}, {Degrade: "local"}} {
+		synctest.Test(t, func(t *testing.T) {
+			farm := newFarm(t)
+			defer farm.close()
+			m := farm.nodes()[0]
+			if _, _, err := m.Put(t.Context(), "web", Spec{Size: modelSize, Durability: "farm:2"}); err != nil {
+				t.Fatal(err)
+			}
+			m.cable.offMembers = true
+			begun, done := time.Now(), make(chan error, 2)
+			go func() { done <- m.device("web").front.WriteAt(t.Context(), bytesOf(4, 1), 0, true) }()
+			synctest.Wait()
+			go func() {
+				_, _, err := m.Put(t.Context(), "web", change)
+				done <- err
+			}()
+			if err := errors.Join(<-done, <-done); err != nil || time.Since(begun) > quorum.DegradeAfter+5*time.Second {
+				t.Errorf("%+v: %v after %s", change, err, time.Since(begun))
+			}
+		})
+	}
 }

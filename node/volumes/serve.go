@@ -137,8 +137,8 @@ func (a *attached) ask(ctx context.Context, spec terms.Spec) error {
 		defer a.placing.Unlock()
 	}
 	err := a.revise(ctx, spec.Change)
-	if a.vol != nil && after.Policy != body.Policy { // also where the reply was lost
-		a.guard.Changed() // Distrust waits for the flush that is under way
+	if a.vol != nil { // also where the reply was lost
+		a.guard.Changed()
 		a.vol.Distrust()
 	}
 	if err == nil {
