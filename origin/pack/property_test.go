@@ -21,7 +21,7 @@ func TestPropertyFramesComeBack(t *testing.T) {
 		frame, codec := EncodeFrame(enc, []byte("before"), raw)
 		frame = frame[len("before"):]
 		e := Extent{content.Sum(raw), Location{goldenMesh, 16, uint32(len(frame)), uint32(len(raw)), codec, 0}}
-		got, err := decodeFrame(dec, e, frame)
+		got, err := decodeFrame(dec, e, frame, make([]byte, len(raw)))
 		if err != nil || !bytes.Equal(got.Bytes(), raw) {
 			t.Fatalf("%d bytes stored as %d: %v", len(raw), len(frame), err)
 		}
@@ -39,7 +39,7 @@ func TestAFrameThatGrowsTooLarge(t *testing.T) {
 	raw := make([]byte, 16<<20)
 	frame := enc.EncodeAll(raw, nil)
 	e := Extent{content.Sum(raw), Location{goldenMesh, 16, uint32(len(frame)), content.ChunkSizeMin, CodecZstd, 0}}
-	if _, err = decodeFrame(newDecoder(), e, frame); !errors.Is(err, content.ErrCorrupt) {
+	if _, err = decodeFrame(newDecoder(), e, frame, make([]byte, content.ChunkSizeMin)); !errors.Is(err, content.ErrCorrupt) {
 		t.Fatalf("error %v, want ErrCorrupt", err)
 	}
 }

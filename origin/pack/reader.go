@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 const (
@@ -36,10 +37,13 @@ type Reader struct {
 	bucket bucket.Bucket
 	codec  *content.Codec
 	dec    *zstd.Decoder
+	pool   scratch.Pool
 }
 
 // NewReader returns a Reader of b, which may be read-only.
-func NewReader(b bucket.Bucket) *Reader { return &Reader{b, content.NewCodec(), newDecoder()} }
+func NewReader(b bucket.Bucket) *Reader {
+	return &Reader{bucket: b, codec: content.NewCodec(), dec: newDecoder()}
+}
 
 // ReadFrames is Stream that waits for all. The result has one element a frame, in the
 // order asked; of those that could not be had it is the zero Verified.
@@ -55,8 +59,8 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 // Stream reads frames of one pack with one ranged GET that covers them all, gaps
 // included; together they span at most a run and a frame. Each is handed to take as soon
 // as it has come, with its place among those asked for: over a slow line the first is of
-// use long before the last. Where some frames are bad the others are handed on, and the
-// error is ErrCorrupt.
+// use long before the last. It is the taker's for good, or until it calls Free. Where some
+// frames are bad the others are handed on, and the error is ErrCorrupt.
 func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) (err error) {
 	if len(frames) == 0 {
 		return nil
@@ -81,20 +85,23 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 		return err
 	}
 	defer func() { err = errors.Join(err, obj.Body.Close()) }()
-	b, came, bad := make([]byte, end-first.Offset), 0, 0
+	span, came, bad := r.pool.Get(int(at.Length)), 0, 0
+	defer r.pool.Put(span) // the frames share no memory with it
 	for _, i := range order {
 		e := frames[i]
 		if to := int(e.End() - first.Offset); to > came {
-			n, readErr := io.ReadFull(obj.Body, b[came:to])
+			n, readErr := io.ReadFull(obj.Body, (*span)[came:to])
 			if came += n; readErr != nil {
 				return cut(first.Pack, at, came, readErr)
 			}
 		}
-		v, frameErr := decodeFrame(r.dec, e, b[e.Offset-first.Offset:e.End()-first.Offset])
+		raw := r.pool.Get(int(e.Raw))
+		v, frameErr := decodeFrame(r.dec, e, (*span)[e.Offset-first.Offset:e.End()-first.Offset], *raw)
 		if frameErr == nil {
 			take(i, v)
 			continue
 		}
+		r.pool.Put(raw)
 		if bad++; err == nil {
 			err = fmt.Errorf("read %s: %w", e.Location, frameErr)
 		}
@@ -104,6 +111,9 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	}
 	return err
 }
+
+// Free takes back what Stream has given, once nobody looks at its bytes any more.
+func (r *Reader) Free(v content.Verified) { b := v.Bytes(); r.pool.Put(&b) }
 
 func open(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range) (*bucket.Object, error) {
 	obj, err := from.Get(ctx, id.Key(), at)
@@ -162,6 +172,7 @@ func twice[T any](read func() (T, error)) (T, error) {
 type Source interface {
 	Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) error
 	Relocate(ctx context.Context, e Extent) (Extent, error)
+	Free(content.Verified)
 }
 
 // ReadMoved is StreamMoved that waits for all. The result has an element for each frame,
@@ -277,7 +288,7 @@ func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
 		if err != nil {
 			return m, err
 		}
-		v, err := decodeFrame(r.dec, e, b)
+		v, err := decodeFrame(r.dec, e, b, make([]byte, e.Raw))
 		if err == nil {
 			m, err = DecodeManifest(r.codec, v.Bytes())
 		}

@@ -132,24 +132,24 @@ func newDecoder() *zstd.Decoder {
 	return dec
 }
 
-// decodeFrame turns a stored frame into the object that e names. The result
-// shares no memory with frame.
-func decodeFrame(dec *zstd.Decoder, e Extent, frame []byte) (content.Verified, error) {
+// decodeFrame turns a stored frame into the object that e names, which lies in raw, e.Raw
+// bytes of memory, from then on.
+func decodeFrame(dec *zstd.Decoder, e Extent, frame, raw []byte) (content.Verified, error) {
 	if err := e.Check(); err != nil {
 		return content.Verified{}, err
 	}
-	raw := make([]byte, 0, e.Raw)
+	n := len(frame)
 	switch e.Codec {
 	case CodecRaw:
-		raw = append(raw, frame...)
+		copy(raw, frame)
 	case CodecZstd:
-		var err error
-		if raw, err = dec.DecodeAll(frame, raw); err != nil {
+		out, err := dec.DecodeAll(frame, raw[:0:len(raw)])
+		if n = len(out); err != nil {
 			return content.Verified{}, fmt.Errorf("%w: %w", content.ErrCorrupt, err)
 		}
 	}
-	if len(raw) != int(e.Raw) {
-		return content.Verified{}, fmt.Errorf("%w: %d raw bytes, want %d", content.ErrCorrupt, len(raw), e.Raw)
+	if n != len(raw) {
+		return content.Verified{}, fmt.Errorf("%w: %d raw bytes, want %d", content.ErrCorrupt, n, len(raw))
 	}
 	return content.Verify(e.CID, raw)
 }
