@@ -2,7 +2,9 @@ package pack
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -27,6 +29,31 @@ func TestPropertyFramesComeBack(t *testing.T) {
 		}
 		if len(frame) > len(raw) || codec == CodecZstd && len(frame) > len(raw)-len(raw)/gainMin {
 			t.Fatalf("%d bytes stored as %d, codec %d", len(raw), len(frame), codec)
+		}
+	})
+}
+
+// TestPropertyFramesAreReadInOneGo: in whatever way they overlap, or leave gaps.
+func TestPropertyFramesAreReadInOneGo(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pack := rapid.SliceOfN(rapid.Byte(), 1, 200).Draw(t, "pack")
+		var frames []Extent
+		var order []int
+		least := uint32(len(pack))
+		for i := range rapid.IntRange(1, 8).Draw(t, "frames") {
+			from := rapid.IntRange(0, len(pack)-1).Draw(t, "from")
+			e := Extent{Location: Location{Offset: uint32(from), Length: uint32(rapid.IntRange(1, len(pack)-from).Draw(t, "length"))}}
+			frames, order, least = append(frames, e), append(order, i), min(least, e.Offset)
+		}
+		slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].End(), frames[b].End()) })
+		s := newSliding(bytes.NewReader(pack[least:]), frames, order)
+		b := make([]byte, s.room)
+		for n, i := range order {
+			e := frames[i]
+			got, err := s.frame(b, n, e)
+			if err != nil || !bytes.Equal(got, pack[e.Offset:e.End()]) {
+				t.Fatalf("frame at %d+%d: %v, %v; want %v", e.Offset, e.Length, got, err, pack[e.Offset:e.End()])
+			}
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"github.com/klauspost/compress/zstd"
@@ -85,18 +86,17 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 		return err
 	}
 	defer func() { err = errors.Join(err, obj.Body.Close()) }()
-	span, came, bad := r.pool.Get(int(at.Length)), 0, 0
-	defer r.pool.Put(span) // the frames share no memory with it
-	for _, i := range order {
+	held, bad := newSliding(obj.Body, frames, order), 0
+	piece := r.pool.Get(held.room)
+	defer r.pool.Put(piece) // the frames share no memory with it
+	for n, i := range order {
 		e := frames[i]
-		if to := int(e.End() - first.Offset); to > came {
-			n, readErr := io.ReadFull(obj.Body, (*span)[came:to])
-			if came += n; readErr != nil {
-				return cut(first.Pack, at, came, readErr)
-			}
+		frame, readErr := held.frame(*piece, n, e)
+		if readErr != nil {
+			return cut(first.Pack, at, int(held.to-first.Offset), readErr)
 		}
 		raw := r.pool.Get(int(e.Raw))
-		v, frameErr := decodeFrame(r.dec, e, (*span)[e.Offset-first.Offset:e.End()-first.Offset], *raw)
+		v, frameErr := decodeFrame(r.dec, e, frame, *raw)
 		if frameErr == nil {
 			take(i, v)
 			continue
@@ -110,6 +110,44 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 		err = fmt.Errorf("%w (first of %d bad frames of %d)", err, bad, len(frames))
 	}
 	return err
+}
+
+// sliding reads frames by rising ends, of which it holds no more than those still to come
+// need: mostly the one alone, as they seldom overlap.
+type sliding struct {
+	body   io.Reader
+	starts []uint32 // the least offset of each frame and those behind it
+	room   int      // the most bytes that are held at once
+	at     uint32   // where what is held begins, and
+	to     uint32   // where the body stands
+}
+
+func newSliding(body io.Reader, frames []Extent, order []int) *sliding {
+	s := &sliding{body: body, starts: make([]uint32, len(order))}
+	least := uint32(math.MaxUint32)
+	for n, i := range slices.Backward(order) {
+		least = min(least, frames[i].Offset)
+		s.starts[n], s.room = least, max(s.room, int(frames[i].End()-least))
+	}
+	s.at, s.to = least, least
+	return s
+}
+
+// frame returns the n-th in the memory that it is given each time, room bytes.
+func (s *sliding) frame(b []byte, n int, e Extent) ([]byte, error) {
+	from := s.starts[n]
+	if from < s.to {
+		copy(b, b[from-s.at:s.to-s.at])
+	} else {
+		gap, err := io.CopyN(io.Discard, s.body, int64(from-s.to))
+		if s.to += uint32(gap); err != nil {
+			return nil, err
+		}
+	}
+	s.at = from
+	read, err := io.ReadFull(s.body, b[s.to-from:e.End()-from])
+	s.to += uint32(read)
+	return b[e.Offset-from : e.End()-from], err
 }
 
 // Free takes back what Stream has given, once nobody looks at its bytes any more.
