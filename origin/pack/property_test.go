@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 func TestPropertyFramesComeBack(t *testing.T) {
@@ -45,12 +46,12 @@ func TestPropertyFramesAreReadInOneGo(t *testing.T) {
 			e := Extent{Location: Location{Offset: uint32(from), Length: uint32(rapid.IntRange(1, len(pack)-from).Draw(t, "length"))}}
 			frames, order, least = append(frames, e), append(order, i), min(least, e.Offset)
 		}
-		slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].End(), frames[b].End()) })
-		s := newSliding(bytes.NewReader(pack[least:]), frames, order)
-		b := make([]byte, s.room)
-		for n, i := range order {
+		slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].Offset, frames[b].Offset) })
+		body, pool := bytes.NewReader(pack[least:]), new(scratch.Pool)
+		w := window{pool, new([]byte), least, least}
+		for _, i := range order {
 			e := frames[i]
-			got, err := s.frame(b, n, e)
+			got, err := w.frame(body, e)
 			if err != nil || !bytes.Equal(got, pack[e.Offset:e.End()]) {
 				t.Fatalf("frame at %d+%d: %v, %v; want %v", e.Offset, e.Length, got, err, pack[e.Offset:e.End()])
 			}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 
 	"github.com/klauspost/compress/zstd"
@@ -43,7 +42,7 @@ type Reader struct {
 
 // NewReader returns a Reader of b, which may be read-only.
 func NewReader(b bucket.Bucket) *Reader {
-	return &Reader{bucket: b, codec: content.NewCodec(), dec: newDecoder()}
+	return &Reader{b, content.NewCodec(), newDecoder(), scratch.Pool{}}
 }
 
 // ReadFrames is Stream that waits for all. The result has one element a frame, in the
@@ -79,21 +78,20 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	if end-first.Offset > spanMax {
 		return fmt.Errorf("read pack %s: %w: frames from %d to %d, at most %d bytes are read at once", first.Pack, content.ErrInvalid, first.Offset, end, spanMax)
 	}
-	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].End(), frames[b].End()) })
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].Offset, frames[b].Offset) })
 	at := bucket.Range{Offset: int64(first.Offset), Length: int64(end - first.Offset)}
 	obj, err := open(ctx, r.bucket, first.Pack, at)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, obj.Body.Close()) }()
-	held, bad := newSliding(obj.Body, frames, order), 0
-	piece := r.pool.Get(held.room)
-	defer r.pool.Put(piece) // the frames share no memory with it
-	for n, i := range order {
+	w, bad := window{&r.pool, r.pool.Get(int(frames[order[0]].Length)), first.Offset, first.Offset}, 0
+	defer func() { r.pool.Put(w.b) }() // the frames share no memory with it
+	for _, i := range order {
 		e := frames[i]
-		frame, readErr := held.frame(*piece, n, e)
+		frame, readErr := w.frame(obj.Body, e)
 		if readErr != nil {
-			return cut(first.Pack, at, int(held.to-first.Offset), readErr)
+			return cut(first.Pack, at, int(w.to-first.Offset), readErr)
 		}
 		raw := r.pool.Get(int(e.Raw))
 		v, frameErr := decodeFrame(r.dec, e, frame, *raw)
@@ -112,42 +110,27 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	return err
 }
 
-// sliding reads frames by rising ends, of which it holds no more than those still to come
-// need: mostly the one alone, as they seldom overlap.
-type sliding struct {
-	body   io.Reader
-	starts []uint32 // the least offset of each frame and those behind it
-	room   int      // the most bytes that are held at once
-	at     uint32   // where what is held begins, and
-	to     uint32   // where the body stands
+// window is what frames are cut from, by rising offsets, as a body is read: mostly one
+// frame, as they seldom overlap.
+type window struct {
+	pool   *scratch.Pool
+	b      *[]byte // what lies from at on
+	at, to uint32  // to is where the body stands
 }
 
-func newSliding(body io.Reader, frames []Extent, order []int) *sliding {
-	s := &sliding{body: body, starts: make([]uint32, len(order))}
-	least := uint32(math.MaxUint32)
-	for n, i := range slices.Backward(order) {
-		least = min(least, frames[i].Offset)
-		s.starts[n], s.room = least, max(s.room, int(frames[i].End()-least))
+func (w *window) frame(body io.Reader, e Extent) ([]byte, error) {
+	if e.Offset >= w.to { // nothing of what was read is asked for any more
+		w.at = w.to
 	}
-	s.at, s.to = least, least
-	return s
-}
-
-// frame returns the n-th in the memory that it is given each time, room bytes.
-func (s *sliding) frame(b []byte, n int, e Extent) ([]byte, error) {
-	from := s.starts[n]
-	if from < s.to {
-		copy(b, b[from-s.at:s.to-s.at])
-	} else {
-		gap, err := io.CopyN(io.Discard, s.body, int64(from-s.to))
-		if s.to += uint32(gap); err != nil {
-			return nil, err
-		}
+	if n := int(e.End() - w.at); n > len(*w.b) {
+		b := w.pool.Get(n)
+		copy(*b, (*w.b)[:w.to-w.at])
+		w.pool.Put(w.b)
+		w.b = b
 	}
-	s.at = from
-	read, err := io.ReadFull(s.body, b[s.to-from:e.End()-from])
-	s.to += uint32(read)
-	return b[e.Offset-from : e.End()-from], err
+	n, err := io.ReadFull(body, (*w.b)[w.to-w.at:max(e.End(), w.to)-w.at])
+	w.to += uint32(n)
+	return (*w.b)[e.Offset-w.at : e.End()-w.at], err
 }
 
 // Free takes back what Stream has given, once nobody looks at its bytes any more.

@@ -138,18 +138,10 @@ func decodeFrame(dec *zstd.Decoder, e Extent, frame, raw []byte) (content.Verifi
 	if err := e.Check(); err != nil {
 		return content.Verified{}, err
 	}
-	n := len(frame)
-	switch e.Codec {
-	case CodecRaw:
+	if e.Codec == CodecRaw {
 		copy(raw, frame)
-	case CodecZstd:
-		out, err := dec.DecodeAll(frame, raw[:0:len(raw)])
-		if n = len(out); err != nil {
-			return content.Verified{}, fmt.Errorf("%w: %w", content.ErrCorrupt, err)
-		}
-	}
-	if n != len(raw) {
-		return content.Verified{}, fmt.Errorf("%w: %d raw bytes, want %d", content.ErrCorrupt, n, len(raw))
+	} else if out, err := dec.DecodeAll(frame, raw[:0:len(raw)]); err != nil || len(out) != len(raw) {
+		return content.Verified{}, fmt.Errorf("%w: %d raw bytes, want %d: %v", content.ErrCorrupt, len(out), len(raw), err)
 	}
 	return content.Verify(e.CID, raw)
 }
