@@ -212,8 +212,11 @@ func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i 
 		lacks[i] = i
 	}
 	stream := func() error {
-		asked := slices.Clone(lacks)
-		return from.Stream(ctx, pick(frames, asked), func(i int, v content.Verified) {
+		asked, extents := slices.Clone(lacks), make([]Extent, len(lacks))
+		for n, i := range asked {
+			extents[n] = frames[i]
+		}
+		return from.Stream(ctx, extents, func(i int, v content.Verified) {
 			lacks = slices.DeleteFunc(lacks, func(at int) bool { return at == asked[i] })
 			take(asked[i], v)
 		})
@@ -231,14 +234,6 @@ func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i 
 		}
 	}
 	return nil
-}
-
-func pick(frames []Extent, at []int) []Extent {
-	out := make([]Extent, len(at))
-	for i, place := range at {
-		out[i] = frames[place]
-	}
-	return out
 }
 
 // streamMoved reads a frame where its pack's footer says that it went. Who may write
