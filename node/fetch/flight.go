@@ -186,7 +186,7 @@ type arrival struct {
 	page content.Verified // of a map node
 	node *mapNode         // of a map node
 	from Source
-	lent *exchange.Data // what data lies in, if that is to be given back
+	free func() // gives back what data lies in; nil where it is to stay
 }
 
 // land ends the flights that wait for an object, at any depth, and keeps it; a chunk is
@@ -202,7 +202,7 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 		f.keep(rs, a.page, a)
 		f.keep(rs, a.data, a)
 		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.Pos), node)
-		a.node, a.lent = node, nil // it lies in the bytes
+		a.node, a.free = node, nil // it lies in the bytes
 	}
 	landed := f.finish(a, own)
 	if a.node == nil {
@@ -212,13 +212,13 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 	f.mu.Lock()
 	for _, fl := range landed {
 		if fl.read {
-			a.lent = nil
+			a.free = nil
 		}
 		f.leaveOut(fl)
 	}
 	f.mu.Unlock()
-	if a.lent != nil {
-		a.lent.Free()
+	if a.free != nil {
+		a.free()
 	}
 	return nil
 }

@@ -394,7 +394,7 @@ var errOtherPage = errors.New("has the same content in other packs")
 // receive checks what a member sent and lands it. It is a lie when it is not the
 // object that was asked for; a map node that can't be used is its maker's fault.
 func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
-	a := arrival{obj: fl.obj, from: from, lent: r}
+	a := arrival{obj: fl.obj, from: from, free: r.Free}
 	if a.data, err = content.Verify(fl.obj.ID, r.Body); err != nil {
 		return true, err
 	}

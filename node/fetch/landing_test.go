@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -50,6 +53,41 @@ func TestStopsWhileObjectsLand(t *testing.T) {
 		if n := m.Flights(); n > 0 {
 			t.Errorf("%d flights are left behind", n)
 		}
+	}
+}
+
+// spoiling is an Origin that spoils what is given back, for whoever still looks at it.
+type spoiling struct {
+	fetch.Origin
+	freed *atomic.Int64
+}
+
+func (s spoiling) Free(v content.Verified) {
+	clear(v.Bytes())
+	s.freed.Add(1)
+	s.Origin.Free(v)
+}
+
+// TestNobodyReadsWhatWasGivenBack: guests read what a warming brings in, and others ask for
+// it, all at once; what nobody looks at is given back.
+func TestNobodyReadsWhatWasGivenBack(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	var freed atomic.Int64
+	var farm []*node
+	for range 3 {
+		farm = append(farm, w.join("north", func(cfg *fetch.Config) { cfg.Origin = func() fetch.Origin { return spoiling{w.reader, &freed} } }))
+	}
+	w.check(all(farm, func(m *node) error {
+		g := m.open(im)
+		var both errgroup.Group
+		both.Go(func() error { return g.Warm(t.Context(), nil) })
+		both.Go(func() error { return readAll(t.Context(), g, im) })
+		return both.Wait()
+	}))
+	w.check(all(farm, func(m *node) error { return readAll(t.Context(), m.open(im), im) })) // of the cache
+	if freed.Load() == 0 {
+		t.Error("nothing was given back")
 	}
 }
 

@@ -208,7 +208,7 @@ func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, ob
 	arrived, unfit := make([]arrival, len(objects)), error(nil) // a map node that can't be used
 	err := pack.StreamMoved(ctx, origin, extents, func(i int, v content.Verified) {
 		o, a := objects[of[i]], &arrived[of[i]]
-		a.obj, a.from = o, FromOrigin
+		a.obj, a.from, a.free = o, FromOrigin, func() { origin.Free(v) }
 		if i > 0 && of[i-1] == of[i] {
 			a.page = v
 		} else {

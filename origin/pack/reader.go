@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 const (
@@ -36,10 +37,13 @@ type Reader struct {
 	bucket bucket.Bucket
 	codec  *content.Codec
 	dec    *zstd.Decoder
+	pool   scratch.Pool
 }
 
 // NewReader returns a Reader of b, which may be read-only.
-func NewReader(b bucket.Bucket) *Reader { return &Reader{b, content.NewCodec(), newDecoder()} }
+func NewReader(b bucket.Bucket) *Reader {
+	return &Reader{b, content.NewCodec(), newDecoder(), scratch.Pool{}}
+}
 
 // ReadFrames is Stream that waits for all. The result has one element a frame, in the
 // order asked; of those that could not be had it is the zero Verified.
@@ -55,8 +59,8 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 // Stream reads frames of one pack with one ranged GET that covers them all, gaps
 // included; together they span at most a run and a frame. Each is handed to take as soon
 // as it has come, with its place among those asked for: over a slow line the first is of
-// use long before the last. Where some frames are bad the others are handed on, and the
-// error is ErrCorrupt.
+// use long before the last. It is the taker's for good, or until it calls Free. Where some
+// frames are bad the others are handed on, and the error is ErrCorrupt.
 func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) (err error) {
 	if len(frames) == 0 {
 		return nil
@@ -74,27 +78,28 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	if end-first.Offset > spanMax {
 		return fmt.Errorf("read pack %s: %w: frames from %d to %d, at most %d bytes are read at once", first.Pack, content.ErrInvalid, first.Offset, end, spanMax)
 	}
-	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].End(), frames[b].End()) })
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].Offset, frames[b].Offset) })
 	at := bucket.Range{Offset: int64(first.Offset), Length: int64(end - first.Offset)}
 	obj, err := open(ctx, r.bucket, first.Pack, at)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, obj.Body.Close()) }()
-	b, came, bad := make([]byte, end-first.Offset), 0, 0
+	w, bad := window{&r.pool, r.pool.Get(int(frames[order[0]].Length)), first.Offset, first.Offset}, 0
+	defer func() { r.pool.Put(w.b) }() // the frames share no memory with it
 	for _, i := range order {
 		e := frames[i]
-		if to := int(e.End() - first.Offset); to > came {
-			n, readErr := io.ReadFull(obj.Body, b[came:to])
-			if came += n; readErr != nil {
-				return cut(first.Pack, at, came, readErr)
-			}
+		frame, readErr := w.frame(obj.Body, e)
+		if readErr != nil {
+			return cut(first.Pack, at, int(w.to-first.Offset), readErr)
 		}
-		v, frameErr := decodeFrame(r.dec, e, b[e.Offset-first.Offset:e.End()-first.Offset])
+		raw := r.pool.Get(int(e.Raw))
+		v, frameErr := decodeFrame(r.dec, e, frame, *raw)
 		if frameErr == nil {
 			take(i, v)
 			continue
 		}
+		r.pool.Put(raw)
 		if bad++; err == nil {
 			err = fmt.Errorf("read %s: %w", e.Location, frameErr)
 		}
@@ -104,6 +109,32 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	}
 	return err
 }
+
+// window is what frames are cut from, by rising offsets, as a body is read: mostly one
+// frame, as they seldom overlap.
+type window struct {
+	pool   *scratch.Pool
+	b      *[]byte // what lies from at on
+	at, to uint32  // to is where the body stands
+}
+
+func (w *window) frame(body io.Reader, e Extent) ([]byte, error) {
+	if e.Offset >= w.to { // nothing of what was read is asked for any more
+		w.at = w.to
+	}
+	if n := int(e.End() - w.at); n > len(*w.b) {
+		b := w.pool.Get(n)
+		copy(*b, (*w.b)[:w.to-w.at])
+		w.pool.Put(w.b)
+		w.b = b
+	}
+	n, err := io.ReadFull(body, (*w.b)[w.to-w.at:max(e.End(), w.to)-w.at])
+	w.to += uint32(n)
+	return (*w.b)[e.Offset-w.at : e.End()-w.at], err
+}
+
+// Free takes back what Stream has given, once nobody looks at its bytes any more.
+func (r *Reader) Free(v content.Verified) { b := v.Bytes(); r.pool.Put(&b) }
 
 func open(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range) (*bucket.Object, error) {
 	obj, err := from.Get(ctx, id.Key(), at)
@@ -162,6 +193,7 @@ func twice[T any](read func() (T, error)) (T, error) {
 type Source interface {
 	Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) error
 	Relocate(ctx context.Context, e Extent) (Extent, error)
+	Free(content.Verified)
 }
 
 // ReadMoved is StreamMoved that waits for all. The result has an element for each frame,
@@ -180,8 +212,11 @@ func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i 
 		lacks[i] = i
 	}
 	stream := func() error {
-		asked := slices.Clone(lacks)
-		return from.Stream(ctx, pick(frames, asked), func(i int, v content.Verified) {
+		asked, extents := slices.Clone(lacks), make([]Extent, len(lacks))
+		for n, i := range asked {
+			extents[n] = frames[i]
+		}
+		return from.Stream(ctx, extents, func(i int, v content.Verified) {
 			lacks = slices.DeleteFunc(lacks, func(at int) bool { return at == asked[i] })
 			take(asked[i], v)
 		})
@@ -199,14 +234,6 @@ func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i 
 		}
 	}
 	return nil
-}
-
-func pick(frames []Extent, at []int) []Extent {
-	out := make([]Extent, len(at))
-	for i, place := range at {
-		out[i] = frames[place]
-	}
-	return out
 }
 
 // streamMoved reads a frame where its pack's footer says that it went. Who may write
@@ -277,7 +304,7 @@ func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
 		if err != nil {
 			return m, err
 		}
-		v, err := decodeFrame(r.dec, e, b)
+		v, err := decodeFrame(r.dec, e, b, make([]byte, e.Raw))
 		if err == nil {
 			m, err = DecodeManifest(r.codec, v.Bytes())
 		}

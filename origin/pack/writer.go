@@ -132,24 +132,16 @@ func newDecoder() *zstd.Decoder {
 	return dec
 }
 
-// decodeFrame turns a stored frame into the object that e names. The result
-// shares no memory with frame.
-func decodeFrame(dec *zstd.Decoder, e Extent, frame []byte) (content.Verified, error) {
+// decodeFrame turns a stored frame into the object that e names, which lies in raw, e.Raw
+// bytes of memory, from then on.
+func decodeFrame(dec *zstd.Decoder, e Extent, frame, raw []byte) (content.Verified, error) {
 	if err := e.Check(); err != nil {
 		return content.Verified{}, err
 	}
-	raw := make([]byte, 0, e.Raw)
-	switch e.Codec {
-	case CodecRaw:
-		raw = append(raw, frame...)
-	case CodecZstd:
-		var err error
-		if raw, err = dec.DecodeAll(frame, raw); err != nil {
-			return content.Verified{}, fmt.Errorf("%w: %w", content.ErrCorrupt, err)
-		}
-	}
-	if len(raw) != int(e.Raw) {
-		return content.Verified{}, fmt.Errorf("%w: %d raw bytes, want %d", content.ErrCorrupt, len(raw), e.Raw)
+	if e.Codec == CodecRaw {
+		copy(raw, frame)
+	} else if out, err := dec.DecodeAll(frame, raw[:0:len(raw)]); err != nil || len(out) != len(raw) {
+		return content.Verified{}, fmt.Errorf("%w: %d raw bytes, want %d: %v", content.ErrCorrupt, len(out), len(raw), err)
 	}
 	return content.Verify(e.CID, raw)
 }

@@ -56,6 +56,7 @@ func (f *Farm) gossip(at netip.AddrPort, turn int) (*memberlist.Memberlist, erro
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
 	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
 	c.RetransmitMult = retransmitMult
+	c.EnableCompression = false // what fits a packet is compressed in 70 KiB of new memory, for each
 	c.Logger = log.New(complaints{f.cfg.Log, f.metrics.complaints, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}, "", 0)
 	if c.Transport = f.cfg.Transport; c.Transport == nil {
 		c.BindAddr, c.BindPort, c.AdvertisePort = at.Addr().String(), int(at.Port()), int(at.Port())

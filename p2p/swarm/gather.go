@@ -55,7 +55,9 @@ func (c *gatherer) Write(p []byte) (int, error) {
 	}
 	piece := c.pieces.Get(len(p) + len(p)/64) // more than the records' heads and tags
 	defer c.pieces.Put(piece)
-	c.under.begin((*piece)[:0])
+	c.under.mu.Lock()
+	c.under.piece = (*piece)[:0]
+	c.under.mu.Unlock()
 	n, err := c.SecureConn.Write(p)
 	if failed := c.under.end(); err == nil {
 		err = failed
@@ -79,12 +81,6 @@ type gathered struct {
 	mu     sync.Mutex // guards what follows
 	piece  []byte     // nil while nothing is gathered
 	failed error      // of a write that TLS was not told of: what follows would make no sense
-}
-
-func (c *gathered) begin(piece []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.piece = piece
 }
 
 func (c *gathered) end() error {

@@ -27,9 +27,9 @@ const (
 	stallMax = 30 * time.Second
 	// keepAlive is the pause between two probes of a silent peer.
 	keepAlive = 15 * time.Second
-	// bufferSize of each direction of a connection: some large reads and writes
-	// instead of many of 4 KiB.
-	bufferSize = 256 << 10
+	// sendBuffer of a connection: some large writes instead of many of 4 KiB. What is read
+	// in larger pieces than receiveBuffer goes past that.
+	sendBuffer, receiveBuffer = 256 << 10, 16 << 10
 )
 
 // Tune sets up t for buckets: many connections to one host, each of which fails
@@ -47,7 +47,7 @@ func Tune(t *http.Transport) {
 	t.ForceAttemptHTTP2 = false
 	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 2*connsMax, connsMax, connsMax
 	t.TLSHandshakeTimeout, t.ResponseHeaderTimeout, t.IdleConnTimeout = dialTimeout, stallMax, stallMax
-	t.WriteBufferSize, t.ReadBufferSize, t.DisableCompression = bufferSize, bufferSize, true
+	t.WriteBufferSize, t.ReadBufferSize, t.DisableCompression = sendBuffer, receiveBuffer, true
 }
 
 // conn is a connection whose deadline moves on with each sign of progress.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -123,6 +124,43 @@ func TestFramesAreHandedOnAsTheyCome(t *testing.T) {
 	if !errors.Is(err, content.ErrUnavailable) || !slices.Equal(came, []uint64{3, 4}) {
 		t.Errorf("of a reply that is cut %v came: %v", came, err)
 	}
+}
+
+// TestWhatIsKeptStaysAsItCame: memory is lent anew only once its taker has given it back,
+// whatever others read meanwhile.
+func TestWhatIsKeptStaysAsItCame(t *testing.T) {
+	im := newImage(40, 1, 0)
+	for i := uint64(0); i < 40; i += 3 { // of either codec
+		im.chunks[i] = bytes.Repeat([]byte{byte(i + 1)}, testChunk)
+	}
+	to := newMemory(t)
+	h, _ := build(t, config(to, im), im)
+	frames, r := chunkFrames(t, to, h), pack.NewReader(to)
+	var readers sync.WaitGroup
+	for n := range 4 {
+		readers.Go(func() {
+			var kept []content.Verified
+			for i := range 100 {
+				from := (7*i + n) % 30
+				if err := r.Stream(t.Context(), frames[from:from+8], func(place int, v content.Verified) {
+					if (place+i)%5 == 0 {
+						kept = append(kept, v)
+						return
+					}
+					clear(v.Bytes()) // whoever still looked at it would see that
+					r.Free(v)
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+			for _, v := range kept {
+				if content.Sum(v.Bytes()) != v.CID() {
+					t.Errorf("%s has changed", v.CID())
+				}
+			}
+		})
+	}
+	readers.Wait()
 }
 
 func TestAFlippedByteIsNamed(t *testing.T) {
