@@ -343,12 +343,11 @@ func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	within := cmp.Or(time.Duration(c.Wait), statusTimeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the node does not answer within %s", within))
 	defer cancel()
-	tick := time.NewTicker(statusInterval)
-	defer tick.Stop()
+	tick := time.Tick(statusInterval)
 	raw, s, err := app.status(ctx)
 	for c.Wait > 0 && !s.Ready && ctx.Err() == nil {
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 		}
 		if r, now, nerr := app.status(ctx); ctx.Err() == nil {

@@ -104,8 +104,7 @@ func (im *Images) Run(ctx context.Context) error {
 // watch looks at the names again and again. The first look is not put off: what is kept
 // from an earlier run is gone on with.
 func (f *follower) watch(ctx context.Context) {
-	tick := time.NewTicker(followEvery)
-	defer tick.Stop()
+	tick := time.Tick(followEvery)
 	for ctx.Err() == nil {
 		f.lookOver(ctx)
 		if err := f.keepLast(ctx); err != nil {
@@ -115,7 +114,7 @@ func (f *follower) watch(ctx context.Context) {
 			return
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case name := <-f.told:
 			f.tell(ctx, follow.Event{Kind: follow.Told, Target: follow.Target{Name: name}})
 		case <-ctx.Done():
