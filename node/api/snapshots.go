@@ -22,43 +22,22 @@ func (s *Server) snapshots(a huma.API, vols *volumes.Volumes) {
 		Volume string `query:"volume" maxLength:"270" doc:"of this volume alone"`
 	}) (*Listed[Snapshot], error) {
 		all, err := vols.Snapshots(ctx, in.Volume)
-		if err != nil {
-			return nil, err
-		}
 		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, terms.CompareSnapshots)
-		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume))
+		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume), err)
 	})
-	route(a, "GET "+snapshotsPath+"/{name}", "one snapshot", func(ctx context.Context, in *Named) (*Answer[Snapshot], error) {
-		return answer(vols.FindSnapshot(ctx, in.Name))
-	})
+	named(a, "GET "+snapshotsPath+"/{name}", "one snapshot", vols.FindSnapshot)
 	route(a, "DELETE "+snapshotsPath+"/{name}", "delete a snapshot; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, vols.RemoveSnapshot(ctx, in.Name)
 	})
-	route(a, "POST "+snapshotsPath+"/{name}/export", "write a snapshot to a file on the node's host", func(_ context.Context, in *struct {
-		Named
-		Body ExportRequest
-	}) (*Made[Operation], error) {
-		ref, err := snapshotRef(in.Name)
-		if err != nil {
-			return nil, err
-		}
-		return s.export(vols, ref, in.Body)
+	route(a, "POST "+snapshotsPath+"/{name}/export", "write a snapshot to a file on the node's host", func(_ context.Context, in *With[ExportRequest]) (*Made[Operation], error) {
+		return s.export(vols, snapshotRef(in.Name), in.Body)
 	}, http.StatusAccepted)
-	route(a, "POST "+snapshotsPath+"/{name}/promote", "publish a snapshot as an image", func(_ context.Context, in *struct {
-		Named
-		Body PromoteSpec
-	}) (*Made[Operation], error) {
-		ref, err := snapshotRef(in.Name)
-		if err != nil {
-			return nil, err
-		}
-		return s.promote(vols, ref, in.Body)
+	route(a, "POST "+snapshotsPath+"/{name}/promote", "publish a snapshot as an image", func(_ context.Context, in *With[PromoteSpec]) (*Made[Operation], error) {
+		return s.promote(vols, snapshotRef(in.Name), in.Body)
 	}, http.StatusAccepted)
 }
 
-func snapshotRef(id string) (content.Ref, error) {
-	return content.ParseRef(string(content.KindSnapshot) + ":" + id)
-}
+func snapshotRef(id string) string { return string(content.KindSnapshot) + ":" + id }
 
 // take registers the making of a snapshot, which is instant. That it is durable can be
 // waited for as for other long work.
