@@ -69,15 +69,14 @@ func (n *Node) keepAllowance(ctx context.Context) error {
 	if n.allowance == nil {
 		return nil
 	}
-	tick := time.NewTicker(hoursCheck)
-	defer tick.Stop()
+	tick := time.Tick(hoursCheck)
 	for before := int64(0); ; {
 		if now := n.allowance.Rate(); now != before {
 			before = now
 			n.exchange.SetUploadRate(now)
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return nil
 		}

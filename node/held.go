@@ -42,11 +42,10 @@ func (n *Node) keepHeld(ctx context.Context) error {
 	if n.held == nil {
 		return nil
 	}
-	tick := time.NewTicker(sweepHeldAfter)
-	defer tick.Stop()
+	tick := time.Tick(sweepHeldAfter)
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 			n.held.Sweep(ctx, n.cfg.Now(), n.saidOf)
 		case <-ctx.Done():
 			return n.held.Close()

@@ -21,10 +21,8 @@ const (
 // seen are the metrics by image, by volume and by member, made when they are asked for.
 type seen struct{ n *Node }
 
-// Describe implements prometheus.Collector.
 func (s seen) Describe(chan<- *prometheus.Desc) {} // what there is to show comes and goes
 
-// Collect implements prometheus.Collector.
 func (s seen) Collect(out chan<- prometheus.Metric) {
 	show := func(kind prometheus.ValueType, name, help string, v float64, labels ...string) {
 		names, values := labels[:len(labels)/2], labels[len(labels)/2:]

@@ -15,7 +15,7 @@ import (
 	"github.com/grangemesh/grange/p2p/identity"
 )
 
-// registry keeps the records of volumes and snapshots.
+// registry is the volumes.Registry of this node.
 type registry struct {
 	names *records.Names
 	farm  string
@@ -25,13 +25,11 @@ type registry struct {
 // origin lists is asked for anew for each page, 1,000 names at a time.
 const listPage = 10_000
 
-// Volume implements volumes.Registry.
 func (x registry) Volume(ctx context.Context, name string) (catalog.Record, error) {
 	k, err := x.names.Lookup(ctx, content.KindVolume, name, true)
 	return k.Record, err
 }
 
-// SureVolume implements volumes.Registry.
 func (x registry) SureVolume(ctx context.Context, name string) (catalog.Record, error) {
 	k, err := x.names.Lookup(ctx, content.KindVolume, name, true)
 	if (err == nil || k.Tombstone) && !x.names.Sure(k) {
@@ -40,13 +38,11 @@ func (x registry) SureVolume(ctx context.Context, name string) (catalog.Record, 
 	return k.Record, err
 }
 
-// Snapshot implements volumes.Registry.
 func (x registry) Snapshot(ctx context.Context, name string) (catalog.Record, error) {
 	k, err := x.names.Lookup(ctx, content.KindSnapshot, name, true)
 	return k.Record, err
 }
 
-// Snapshots implements volumes.Registry.
 func (x registry) Snapshots(ctx context.Context, volume string) []catalog.Record {
 	begin := ""
 	if volume != "" {
@@ -55,7 +51,6 @@ func (x registry) Snapshots(ctx context.Context, volume string) []catalog.Record
 	return x.list(ctx, content.KindSnapshot, begin)
 }
 
-// Volumes implements volumes.Registry.
 func (x registry) Volumes(ctx context.Context) []catalog.Record {
 	return x.list(ctx, content.KindVolume, "")
 }
@@ -74,12 +69,10 @@ func (x registry) list(ctx context.Context, kind content.Kind, begin string) (ou
 	return out
 }
 
-// Commit implements volumes.Registry.
 func (x registry) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
 	return x.names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: x.farm, Base: base, Body: body})
 }
 
-// Delete implements volumes.Registry.
 func (x registry) Delete(ctx context.Context, base catalog.Record) error {
 	_, err := x.names.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
 	return err

@@ -121,12 +121,11 @@ func (n *Node) warnOfReach(warn func(about, format string, args ...any)) {
 
 // keepWarned says each warning in the log when it is new, and when it is over, until ctx ends.
 func (n *Node) keepWarned(ctx context.Context) error {
-	tick := time.NewTicker(warnInterval)
-	defer tick.Stop()
+	tick := time.Tick(warnInterval)
 	said := map[string]bool{}
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return nil
 		}

@@ -192,10 +192,8 @@ func (p *pace) wait(ctx context.Context, n int) (over bool, err error) {
 	if delay <= 0 {
 		return false, nil
 	}
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(delay):
 		return false, nil
 	case <-p.over:
 		return true, nil

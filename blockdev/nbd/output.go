@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"net"
 	"sync"
 	"syscall"
@@ -135,9 +136,7 @@ func (o *output) block() {
 // fail ends the connection: its reader finds it closed.
 func (o *output) fail(err error) {
 	o.mu.Lock()
-	if o.err == nil {
-		o.err = err
-	}
+	o.err = cmp.Or(o.err, err)
 	o.mu.Unlock()
 	o.conn.Close()
 }

@@ -62,9 +62,7 @@ func (v *Volume) admit(ctx context.Context, n int64) error {
 	if v.admitted(n) {
 		return nil
 	}
-	look, late := time.NewTicker(spaceLook), time.NewTimer(spaceWait)
-	defer look.Stop()
-	defer late.Stop()
+	look, late := time.Tick(spaceLook), time.After(spaceWait)
 	for {
 		if err := v.writable(); err != nil {
 			return err
@@ -79,9 +77,9 @@ func (v *Volume) admit(ctx context.Context, n int64) error {
 			return nil
 		}
 		select {
-		case <-look.C:
+		case <-look:
 		case <-eased:
-		case <-late.C:
+		case <-late:
 			if v.cfg.Free != nil && v.cfg.Free() < stopBelow {
 				return v.refused(syscall.ENOSPC)
 			}

@@ -51,9 +51,9 @@ type IfNoneMatch struct {
 	Tags string `header:"If-None-Match" doc:"ETags that the client has; 304 if one of them is the answer's"`
 }
 
-func tagged[T any](in IfNoneMatch, v T) (*Tagged[T], error) {
-	etag, status, err := in.tag(ageless(v))
-	return &Tagged[T]{status, etag, v}, err
+func tagged[T any](in IfNoneMatch, v T, err error) (*Tagged[T], error) {
+	etag, status, failed := in.tag(ageless(v))
+	return &Tagged[T]{status, etag, v}, cmp.Or(err, failed)
 }
 
 // tag returns the ETag of an answer, and 304 when the client has it.
@@ -130,13 +130,13 @@ func also(link, name, value string) string {
 	return strings.Replace(link, "<?", "<?"+url.Values{name: {value}}.Encode()+"&", 1)
 }
 
-func listed[T any](in IfNoneMatch, page []T, link string) (*Listed[T], error) {
+func listed[T any](in IfNoneMatch, page []T, link string, err error) (*Listed[T], error) {
 	timeless := make([]T, len(page))
 	for i, v := range page {
 		timeless[i] = ageless(v)
 	}
-	etag, status, err := in.tag(timeless)
-	return &Listed[T]{status, etag, link, page}, err
+	etag, status, failed := in.tag(timeless)
+	return &Listed[T]{status, etag, link, page}, cmp.Or(err, failed)
 }
 
 func newestFirst(a, b string) int { return cmp.Compare(b, a) }
@@ -148,15 +148,12 @@ func lists[T any](a huma.API, path, summary string, key func(T) string, list fun
 		IfNoneMatch
 	}) (*Listed[T], error) {
 		all, err := list(ctx)
-		if err != nil {
-			return nil, err
-		}
 		order := cmp.Compare[string]
 		if path == operationsPath {
 			order = newestFirst
 		}
 		page, link := part(in.Page, all, key, order)
-		return listed(in.IfNoneMatch, page, link)
+		return listed(in.IfNoneMatch, page, link, err)
 	})
 }
 

@@ -67,7 +67,7 @@ func TestPages(t *testing.T) {
 // TestETags: what a client has is not sent again, unless more than its age has changed.
 func TestETags(t *testing.T) {
 	v := images.Image{Name: "debian", Version: 3, Age: 1}
-	first, err := tagged(IfNoneMatch{}, v)
+	first, err := tagged(IfNoneMatch{}, v, nil)
 	if err != nil || first.Status != http.StatusOK || !regexp.MustCompile(`^W/"[0-9a-f]+"$`).MatchString(first.ETag) {
 		t.Fatalf("%+v, %v", first, err)
 	}
@@ -87,7 +87,7 @@ func TestETags(t *testing.T) {
 		{first.ETag, newer, http.StatusOK},
 		{`"a"`, v, http.StatusOK},
 	} {
-		if got, err := tagged(IfNoneMatch{x.have}, x.of); err != nil || got.Status != x.want || got.ETag == "" {
+		if got, err := tagged(IfNoneMatch{x.have}, x.of, nil); err != nil || got.Status != x.want || got.ETag == "" {
 			t.Errorf("%s of %+v: %+v, %v, want %d", x.have, x.of, got, err, x.want)
 		}
 	}

@@ -15,14 +15,11 @@ func (s *Server) images(a huma.API) {
 		IfNoneMatch
 	}) (*Listed[Image], error) {
 		page, more, err := images.List(ctx, in.After, in.Limit)
-		if err != nil {
-			return nil, err
-		}
 		link := ""
 		if more && len(page) > 0 {
 			link = nextPage(in.Limit, page[len(page)-1].Name)
 		}
-		return listed(in.IfNoneMatch, page, link)
+		return listed(in.IfNoneMatch, page, link, err)
 	})
 	route(a, "GET /api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
 		Named
@@ -34,20 +31,12 @@ func (s *Server) images(a huma.API) {
 			find = images.Holders
 		}
 		i, err := find(ctx, in.Name)
-		if err != nil {
-			return nil, err
-		}
-		return tagged(in.IfNoneMatch, i)
+		return tagged(in.IfNoneMatch, i, err)
 	})
-	route(a, "PUT /api/images/{name}", "import an image", func(ctx context.Context, in *struct {
-		Named
-		Body ImportRequest
-	}) (*Made[Operation], error) {
+	route(a, "PUT /api/images/{name}", "import an image", func(ctx context.Context, in *With[ImportRequest]) (*Made[Operation], error) {
 		return accepted(images.Import(ctx, in.Name, in.Body))
 	}, http.StatusAccepted)
-	route(a, "DELETE /api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*Answer[Removed], error) {
-		return answer(images.Remove(ctx, in.Name))
-	})
+	named(a, "DELETE /api/images/{name}", "delete an image or tag; absent is success", images.Remove)
 	route(a, "PUT /api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
 		Named
 		Tag string `path:"tag" maxLength:"270"`
@@ -78,10 +67,7 @@ func (s *Server) imageWork(a huma.API) {
 	route(a, "POST /api/images/{name}/verify", "read all of an image at the origin and check it", func(_ context.Context, in *Named) (*Made[Operation], error) {
 		return accepted(images.Verify(in.Name))
 	}, http.StatusAccepted)
-	route(a, "POST /api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *struct {
-		Named
-		Body ExportRequest
-	}) (*Made[Operation], error) {
+	route(a, "POST /api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *With[ExportRequest]) (*Made[Operation], error) {
 		return accepted(images.Export(in.Name, in.Body.File, in.Body.Force))
 	}, http.StatusAccepted)
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,10 +27,7 @@ func (s *Server) names(a huma.API) {
 		IfNoneMatch
 	}) (*Tagged[Resolved], error) {
 		r, err := n.Names.Resolve(ctx, in.Name, isTrusted(ctx))
-		if err != nil {
-			return nil, err
-		}
-		return tagged(in.IfNoneMatch, r)
+		return tagged(in.IfNoneMatch, r, err)
 	})
 	s.blocks(a)
 	for _, path := range publicPaths() {
@@ -136,14 +134,11 @@ func accepts(r *http.Request, want string) bool {
 
 // attachment is the Content-Disposition of a file, whatever its name has in it.
 func attachment(name, usual string) string {
-	if name == "" {
-		name = usual
-	}
 	ascii := strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' || c == '"' || c == '\\' {
 			return '_'
 		}
 		return c
-	}, name)
-	return fmt.Sprintf(`attachment; filename="%s"; filename*=UTF-8''%s`, ascii, url.PathEscape(name))
+	}, cmp.Or(name, usual))
+	return fmt.Sprintf(`attachment; filename="%s"; filename*=UTF-8''%s`, ascii, url.PathEscape(cmp.Or(name, usual)))
 }

@@ -104,6 +104,17 @@ type Named struct {
 	Name string `path:"name" maxLength:"270" doc:"percent-encoded, one segment of the path"`
 }
 
+// named registers a route on one name that answers with what there is of it.
+func named[T any](a huma.API, pattern, summary string, get func(context.Context, string) (T, error)) {
+	route(a, pattern, summary, func(ctx context.Context, in *Named) (*Answer[T], error) { return answer(get(ctx, in.Name)) })
+}
+
+// With is that of routes which take a body too.
+type With[B any] struct {
+	Named
+	Body B
+}
+
 // Forced is the input of routes that may break what is in use.
 type Forced struct {
 	Force bool `query:"force" doc:"although the volume is in use; who uses it gets errors"`

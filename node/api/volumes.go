@@ -35,22 +35,12 @@ func (s *Server) volumes(a huma.API) {
 			list, everywhere = vols.Everywhere, "true"
 		}
 		all, err := list(ctx)
-		if err != nil {
-			return nil, err
-		}
 		page, link := part(in.Page, all, func(v Volume) string { return v.Name }, cmp.Compare[string])
-		return listed(in.IfNoneMatch, page, also(link, "all", everywhere))
+		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), err)
 	})
-	route(a, "GET "+volumesPath+"/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
-		return answer(vols.Find(ctx, in.Name))
-	})
-	route(a, "GET "+volumesPath+"/{name}/why", "the slowest reads of the last minutes, and what was tried for them", func(ctx context.Context, in *Named) (*Answer[Why], error) {
-		return answer(s.cfg.Node.Why(ctx, in.Name))
-	})
-	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
-		Named
-		Body VolumeSpec
-	}) (*Made[Volume], error) {
+	named(a, "GET "+volumesPath+"/{name}", "one volume", vols.Find)
+	named(a, "GET "+volumesPath+"/{name}/why", "the slowest reads of the last minutes, and what was tried for them", s.cfg.Node.Why)
+	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *With[VolumeSpec]) (*Made[Volume], error) {
 		v, created, err := vols.Put(ctx, in.Name, in.Body)
 		if !created {
 			return &Made[Volume]{http.StatusOK, "", v}, err
@@ -77,22 +67,13 @@ func (s *Server) volumes(a huma.API) {
 
 // volumeChanges registers what makes another thing of a volume at once.
 func (s *Server) volumeChanges(a huma.API, vols *volumes.Volumes) {
-	route(a, "POST "+volumesPath+"/{name}/rollback", "make a volume what it was at a snapshot of it", func(ctx context.Context, in *struct {
-		Named
-		Body RollbackRequest
-	}) (*Answer[Volume], error) {
+	route(a, "POST "+volumesPath+"/{name}/rollback", "make a volume what it was at a snapshot of it", func(ctx context.Context, in *With[RollbackRequest]) (*Answer[Volume], error) {
 		return answer(vols.Rollback(ctx, in.Name, in.Body.Snapshot))
 	})
-	route(a, "POST "+volumesPath+"/{name}/resize", "make a volume larger, while it is served", func(ctx context.Context, in *struct {
-		Named
-		Body ResizeRequest
-	}) (*Answer[Volume], error) {
+	route(a, "POST "+volumesPath+"/{name}/resize", "make a volume larger, while it is served", func(ctx context.Context, in *With[ResizeRequest]) (*Answer[Volume], error) {
 		return answer(vols.Resize(ctx, in.Name, in.Body.Size))
 	})
-	route(a, "POST "+volumesPath+"/{name}/limits", "say how much clients may get of a volume, while it is served", func(ctx context.Context, in *struct {
-		Named
-		Body Limits
-	}) (*Answer[Volume], error) {
+	route(a, "POST "+volumesPath+"/{name}/limits", "say how much clients may get of a volume, while it is served", func(ctx context.Context, in *With[Limits]) (*Answer[Volume], error) {
 		return answer(vols.SetLimits(ctx, in.Name, in.Body))
 	})
 }
@@ -102,19 +83,16 @@ type Folded struct {
 	At string `query:"at" enum:"folded" doc:"folded: as the bucket has it, whoever holds it now"`
 }
 
-func (f Folded) ref(name string) (content.Ref, error) {
+func (f Folded) ref(name string) string {
 	if f.At != "" {
 		name += "?at=" + f.At
 	}
-	return content.ParseRef(string(content.KindVolume) + ":" + name)
+	return string(content.KindVolume) + ":" + name
 }
 
 // volumeWork registers what takes long.
 func (s *Server) volumeWork(a huma.API, vols *volumes.Volumes) {
-	route(a, "POST "+volumesPath+"/{name}/move", "let another node have a volume of this one", func(_ context.Context, in *struct {
-		Named
-		Body MoveRequest
-	}) (*Made[Operation], error) {
+	route(a, "POST "+volumesPath+"/{name}/move", "let another node have a volume of this one", func(_ context.Context, in *With[MoveRequest]) (*Made[Operation], error) {
 		if err := content.CheckName(in.Name); err != nil {
 			return nil, err
 		}
@@ -128,22 +106,14 @@ func (s *Server) volumeWork(a huma.API, vols *volumes.Volumes) {
 		Folded
 		Body ExportRequest
 	}) (*Made[Operation], error) {
-		ref, err := in.ref(in.Name)
-		if err != nil {
-			return nil, err
-		}
-		return s.export(vols, ref, in.Body)
+		return s.export(vols, in.ref(in.Name), in.Body)
 	}, http.StatusAccepted)
 	route(a, "POST "+volumesPath+"/{name}/promote", "publish a volume as an image", func(_ context.Context, in *struct {
 		Named
 		Folded
 		Body PromoteSpec
 	}) (*Made[Operation], error) {
-		ref, err := in.ref(in.Name)
-		if err != nil {
-			return nil, err
-		}
-		return s.promote(vols, ref, in.Body)
+		return s.promote(vols, in.ref(in.Name), in.Body)
 	}, http.StatusAccepted)
 }
 
@@ -158,7 +128,11 @@ func (s *Server) work(kind, target string, do func(context.Context, terms.Progre
 	}))
 }
 
-func (s *Server) export(vols *volumes.Volumes, ref content.Ref, to ExportRequest) (*Made[Operation], error) {
+func (s *Server) export(vols *volumes.Volumes, what string, to ExportRequest) (*Made[Operation], error) {
+	ref, err := content.ParseRef(what)
+	if err != nil {
+		return nil, err
+	}
 	if err := images.MayWrite(to.File, to.Force); err != nil {
 		return nil, fmt.Errorf("export %s to %q: %w", ref, to.File, err)
 	}
@@ -171,7 +145,11 @@ func (s *Server) export(vols *volumes.Volumes, ref content.Ref, to ExportRequest
 	})
 }
 
-func (s *Server) promote(vols *volumes.Volumes, ref content.Ref, to PromoteSpec) (*Made[Operation], error) {
+func (s *Server) promote(vols *volumes.Volumes, what string, to PromoteSpec) (*Made[Operation], error) {
+	ref, err := content.ParseRef(what)
+	if err != nil {
+		return nil, err
+	}
 	if err := content.KindImage.CheckName(to.Image); err != nil {
 		return nil, fmt.Errorf("promote %s: %w", ref, err)
 	}
@@ -206,7 +184,7 @@ func (s *Server) changes(a huma.API, vols *volumes.Volumes) {
 			}
 			page = append(page, Extent(x))
 		}
-		return listed(in.IfNoneMatch, page, link)
+		return listed(in.IfNoneMatch, page, link, nil)
 	})
 }
 
@@ -215,4 +193,63 @@ func refusing(a huma.API, why error) huma.API {
 	g := huma.NewGroup(a)
 	g.UseMiddleware(func(ctx huma.Context, _ func(huma.Context)) { huma.WriteErr(a, ctx, statusOf(why), content.Line(why)) })
 	return g
+}
+
+const snapshotsPath = "/api/snapshots"
+
+func (s *Server) snapshots(a huma.API, vols *volumes.Volumes) {
+	s.take(a, vols)
+	s.changes(a, vols)
+	route(a, "GET "+snapshotsPath, "snapshots of the mesh's volumes", func(ctx context.Context, in *struct {
+		Page
+		IfNoneMatch
+		Volume string `query:"volume" maxLength:"270" doc:"of this volume alone"`
+	}) (*Listed[Snapshot], error) {
+		all, err := vols.Snapshots(ctx, in.Volume)
+		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, terms.CompareSnapshots)
+		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume), err)
+	})
+	named(a, "GET "+snapshotsPath+"/{name}", "one snapshot", vols.FindSnapshot)
+	route(a, "DELETE "+snapshotsPath+"/{name}", "delete a snapshot; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {
+		return nil, vols.RemoveSnapshot(ctx, in.Name)
+	})
+	route(a, "POST "+snapshotsPath+"/{name}/export", "write a snapshot to a file on the node's host", func(_ context.Context, in *With[ExportRequest]) (*Made[Operation], error) {
+		return s.export(vols, snapshotRef(in.Name), in.Body)
+	}, http.StatusAccepted)
+	route(a, "POST "+snapshotsPath+"/{name}/promote", "publish a snapshot as an image", func(_ context.Context, in *With[PromoteSpec]) (*Made[Operation], error) {
+		return s.promote(vols, snapshotRef(in.Name), in.Body)
+	}, http.StatusAccepted)
+}
+
+func snapshotRef(id string) string { return string(content.KindSnapshot) + ":" + id }
+
+// take registers the making of a snapshot, which is instant. That it is durable can be
+// waited for as for other long work.
+func (s *Server) take(a huma.API, vols *volumes.Volumes) {
+	route(a, "POST "+volumesPath+"/{name}/snapshots", "name the state that a volume has now", func(ctx context.Context, in *struct {
+		Named
+		Wait string           `query:"wait" enum:"durable" doc:"durable: start an operation that ends when it is"`
+		Body *SnapshotRequest `required:"false"`
+	}) (*Made[Taken], error) {
+		var spec terms.SnapshotSpec
+		if in.Body != nil {
+			spec.Label = in.Body.Label
+		}
+		v, err := vols.Snapshot(ctx, in.Name, spec)
+		if err != nil {
+			return nil, err
+		}
+		taken := made(http.StatusCreated, snapshotsPath+"/", v.ID, Taken{Snapshot: v})
+		if in.Wait == "" || v.Durable {
+			return taken, nil
+		}
+		op, err := s.work("snapshot", v.ID, func(ctx context.Context, _ terms.Progress) (string, error) {
+			return "", vols.Settle(ctx, v.ID)
+		})
+		if err != nil {
+			return nil, err
+		}
+		taken.Status, taken.Location, taken.Body.Operation = op.Status, op.Location, op.Body.ID
+		return taken, nil
+	}, http.StatusCreated, http.StatusAccepted)
 }

@@ -146,8 +146,7 @@ type everywhere struct {
 // on has one node warm the image, until it is done or can't.
 func (w *everywhere) on(ctx context.Context, n Neighbour) {
 	q, heard := w.q, time.Now()
-	tick := time.NewTicker(askAgain)
-	defer tick.Stop()
+	tick := time.Tick(askAgain)
 	for {
 		a, err := w.ask(context.WithoutCancel(ctx), n, q) // so that what was begun is known, and can be cancelled
 		switch {
@@ -163,7 +162,7 @@ func (w *everywhere) on(ctx context.Context, n Neighbour) {
 			return
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			end := operations.Node{State: operations.Cancelled}
 			if q.Cancel = true; q.Operation != "" {

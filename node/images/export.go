@@ -181,15 +181,14 @@ func (w working) guard(ctx context.Context) (guarded context.Context, stop func(
 	enough, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		tick := time.NewTicker(workingLook)
-		defer tick.Stop()
+		tick := time.Tick(workingLook)
 		for {
 			select {
 			case <-guarded.Done():
 				return
 			case <-enough:
 				return
-			case <-tick.C:
+			case <-tick:
 				if err := w.room(0); err != nil {
 					cancel(err)
 				}

@@ -262,12 +262,11 @@ func (m *Membership) issuer(role trust.Role) (trust.Signer, error) {
 
 // every calls fn at once, and then at each tick and each nudge, until ctx ends.
 func every(ctx context.Context, interval time.Duration, nudged <-chan struct{}, fn func()) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+	tick := time.Tick(interval)
 	for {
 		fn()
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-nudged:
 		case <-ctx.Done():
 			return

@@ -88,8 +88,7 @@ func (n *Names) ofLeads(ctx context.Context, q Question) (k Known, ok bool, err 
 	step(plan.Event{Kind: plan.Start})
 	heard := q.Version
 	said, answers := map[plan.Peer]word{}, make(chan word)
-	tick := time.NewTicker(plan.LookBeside)
-	defer tick.Stop()
+	tick := time.Tick(plan.LookBeside)
 	for {
 		for _, a := range acts {
 			switch a.Kind {
@@ -106,7 +105,7 @@ func (n *Names) ofLeads(ctx context.Context, q Question) (k Known, ok bool, err 
 		case t := <-answers:
 			said[t.Peer] = t
 			step(t.Event)
-		case <-tick.C:
+		case <-tick:
 			step(plan.Event{Kind: plan.Woke})
 		case <-ctx.Done():
 			return Known{}, false, nil

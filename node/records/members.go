@@ -291,8 +291,7 @@ func (n *Names) public(ctx context.Context, kind content.Kind, name string) (Kno
 // lookOpenly returns what is public as soon as it is found, and else nothing when the
 // wait is over. The operator hears of no failure that a stranger met.
 func (n *Names) lookOpenly(ctx context.Context, kind content.Kind, name string) Known {
-	over := time.NewTimer(strangersWait)
-	defer over.Stop()
+	over := time.After(strangersWait)
 	found := make(chan Known, 1)
 	go func() {
 		k, fresh, _ := n.recent(kind, name)
@@ -306,8 +305,8 @@ func (n *Names) lookOpenly(ctx context.Context, kind content.Kind, name string) 
 		if isPublic(k) {
 			return k
 		}
-		<-over.C
-	case <-over.C:
+		<-over
+	case <-over:
 	}
 	k, _ := n.Held(kind, name) // while the origin is slow, what was public last
 	if !isPublic(k) {

@@ -9,6 +9,7 @@
 package records
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -232,9 +233,7 @@ func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolve
 		if err == nil {
 			return n.resolved(k), nil
 		}
-		if first == nil {
-			first = err
-		}
+		first = cmp.Or(first, err)
 		if !errors.Is(err, content.ErrNotFound) {
 			break
 		}

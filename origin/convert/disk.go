@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,9 +74,7 @@ type Options struct {
 // unpacked. Sources that can't be a disk are ErrInvalid, those that something
 // writes to ErrConflict.
 func Open(ctx context.Context, o Options) (Disk, error) {
-	if o.Format == "" {
-		o.Format = Auto
-	}
+	o.Format = cmp.Or(o.Format, Auto)
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}

@@ -391,8 +391,7 @@ func (m *mounted) unmount(ctx context.Context) error {
 	m.root, m.dir = -1, -1
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountMax)
 	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
+	tick := time.Tick(10 * time.Millisecond)
 	for { // the device can be had alone once it is no file system's
 		fd, err := unix.Open(m.loop.Name(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 		if err == nil {
@@ -400,7 +399,7 @@ func (m *mounted) unmount(ctx context.Context) error {
 			return errors.Join(synced, m.loop.Sync(), m.loop.Close())
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return errors.Join(synced, fmt.Errorf("unmount: %w", err), m.loop.Close())
 		}

@@ -255,12 +255,7 @@ func (v *Verifier) Revoked(key PublicKey) (time.Time, bool) {
 // Orphaned reports whether a chain goes through an issuer that was revoked: who has
 // one needs another from a living admin, to be believed by those who never met it.
 func (v *Verifier) Orphaned(chain Chain) bool {
-	for _, c := range chain[min(1, len(chain)):] {
-		if _, ok := v.Revoked(c.Subject); ok {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(chain[min(1, len(chain)):], func(c Certificate) bool { _, ok := v.Revoked(c.Subject); return ok })
 }
 
 // Certified is Verify without regard to revocations: who the member is, or was.

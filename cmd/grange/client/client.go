@@ -122,7 +122,6 @@ func (cfg Config) at(base string) (*Client, error) {
 // Problem is a problem document that the node answered.
 type Problem struct{ api.Problem }
 
-// Error implements error.
 func (e *Problem) Error() string {
 	text := cmp.Or(e.Detail, fmt.Sprintf("the node answered %d %s", e.Status, e.Title))
 	for _, d := range e.Errors {

@@ -26,7 +26,6 @@ func Raw(w io.Writer) io.Writer {
 	return w
 }
 
-// Write implements io.Writer.
 func (p Printable) Write(b []byte) (int, error) {
 	if _, err := io.WriteString(p.Writer, Plain(string(b))); err != nil {
 		return 0, err

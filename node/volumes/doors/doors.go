@@ -224,7 +224,6 @@ func Remember(d *limit.Device, past Past) blockdev.Device { return remembered{d,
 
 var _ blockdev.History = remembered{}
 
-// Snapshots implements blockdev.History.
 func (r remembered) Snapshots(ctx context.Context) ([]uint64, error) {
 	views, err := r.past.Snapshots(ctx)
 	var numbers []uint64
@@ -236,7 +235,6 @@ func (r remembered) Snapshots(ctx context.Context) ([]uint64, error) {
 	return numbers, err
 }
 
-// Changes implements blockdev.History.
 func (r remembered) Changes(ctx context.Context, from uint64, off, length int64) iter.Seq2[blockdev.Range, error] {
 	return func(yield func(blockdev.Range, error) bool) {
 		for x, err := range r.past.Changes(ctx, from, blockdev.Range{Offset: off, Length: length}) {

@@ -194,11 +194,10 @@ func (d *Device) Flush(ctx context.Context) error {
 // Watch looks now and again until ctx ends, and at once when somebody has seen a gap; look
 // is called each time.
 func (p *Pulse) Watch(ctx context.Context, look func()) error {
-	tick := time.NewTicker(BeatInterval)
-	defer tick.Stop()
+	tick := time.Tick(BeatInterval)
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-p.Seen:
 		case <-ctx.Done():
 			return nil

@@ -44,10 +44,8 @@ func (n Near) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wir
 type Inheritance struct {
 	// Epoch is the heir's: higher than the record's, and than any that was promised.
 	Epoch uint64
-	// Segments lie behind what the record has, oldest first, durable in the folder; End is
-	// where they end.
+	// Segments lie behind what the record has, oldest first, durable in the folder.
 	Segments []journal.AdoptedSegment
-	End      content.Position
 	// Holders have all of that, and have promised themselves to the heir's epoch: the record
 	// has to name them. They are fewer than K where no more could be reached.
 	Holders []trust.PublicKey
@@ -64,7 +62,7 @@ type Inheritance struct {
 // then serves the volume. ErrUnavailable: no holder could be reached. ErrConflict:
 // another is taking the volume over.
 func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
-	in = Inheritance{Epoch: x.record.Epoch + 1, End: x.through, DegradedSince: x.record.DegradedSince}
+	in = Inheritance{Epoch: x.record.Epoch + 1, DegradedSince: x.record.DegradedSince}
 	if in.Epoch, err = x.epoch(ctx); err != nil {
 		return in, err
 	}
@@ -82,9 +80,6 @@ func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
 	}
 	if err != nil {
 		return in, errors.Join(errs...)
-	}
-	if n := len(in.Segments); n > 0 {
-		in.End = in.Segments[n-1].Ref.Through
 	}
 	in.Holders, err = x.spread(ctx, in.Segments)
 	return in, err

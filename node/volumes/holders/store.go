@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -264,10 +266,7 @@ func (s Said) frees(id content.VolumeID, c wire.Claim) bool {
 // held. It returns how many volumes went.
 func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Context, string) (Said, error)) (went int) {
 	s.mu.Lock()
-	var all []*held
-	for _, h := range s.volumes {
-		all = append(all, h)
-	}
+	all := slices.Collect(maps.Values(s.volumes))
 	s.mu.Unlock()
 	for _, h := range all {
 		n, at, err := h.look()

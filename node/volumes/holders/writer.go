@@ -141,8 +141,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		w.begin = nil
 		j.Held(math.MaxUint64)
 	}()
-	tick := time.NewTicker(tickInterval)
-	defer tick.Stop()
+	tick := time.Tick(tickInterval)
 	work.Go(func() { w.own(ctx) })
 	for {
 		now, _ := w.cfg.Record()
@@ -150,7 +149,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		w.step(quorum.Tick{Now: w.cfg.now(), Live: w.ranked()})
 		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-w.halted:
 			return w.Err()
 		case <-ctx.Done():
@@ -301,10 +300,8 @@ func (w *Writer) commit(ctx context.Context, r quorum.Record) {
 
 // wait waits for d, or less if ctx ends.
 func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
 	select {
-	case <-t.C:
+	case <-time.After(d):
 	case <-ctx.Done():
 	}
 }

@@ -1,6 +1,7 @@
 package moment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -41,9 +42,7 @@ func (p Parent) Begins(e *index.Entry) error {
 
 // Fits gives a new volume the size of what it is made from, unless it has a larger one.
 func Fits(e *index.Entry, size int64) error {
-	if e.Size == 0 {
-		e.Size = size
-	}
+	e.Size = cmp.Or(e.Size, size)
 	if e.Size < size {
 		return fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, e.From, size, e.Size)
 	}

@@ -91,11 +91,10 @@ func (e Errands) Insist(ctx context.Context, most time.Duration, say func(contex
 	e.Begin(brief, func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, most)
 		defer cancel()
-		again := time.NewTicker(sayAgain)
-		defer again.Stop()
+		again := time.Tick(sayAgain)
 		for try(ctx, sayTimeout) != nil {
 			select {
-			case <-again.C:
+			case <-again:
 			case <-ctx.Done():
 				return
 			}
@@ -148,8 +147,7 @@ func Ask(ctx context.Context, call func(context.Context, []byte) ([]byte, error)
 	if err != nil {
 		return terms.View{}, err
 	}
-	again := time.NewTicker(moveAgain)
-	defer again.Stop()
+	again := time.Tick(moveAgain)
 	for {
 		var a Answer
 		b, err := call(ctx, body)
@@ -165,7 +163,7 @@ func Ask(ctx context.Context, call func(context.Context, []byte) ([]byte, error)
 			return terms.View{}, err
 		}
 		select {
-		case <-again.C:
+		case <-again:
 		case <-ctx.Done():
 			return terms.View{}, cmp.Or(err, context.Cause(ctx))
 		}

@@ -123,16 +123,8 @@ func (x Records) PutSnapshot(ctx context.Context, base *catalog.Record, body cat
 	return err
 }
 
-// ChangeVolume writes what change makes of a record, whoever holds the volume, and returns
-// what stands then. change reports whether it has changed anything.
-func (x Records) ChangeVolume(ctx context.Context, name string, change func(*catalog.Volume) bool) (catalog.Volume, error) {
-	return again(func() (catalog.Record, catalog.Volume, error) { return x.Volume(ctx, name) }, change, func(base *catalog.Record, body catalog.Volume) error {
-		_, err := x.PutVolume(ctx, name, base, body)
-		return err
-	})
-}
-
-// ChangeSnapshot is ChangeVolume for a snapshot.
+// ChangeSnapshot writes what change makes of a record, and returns what stands then. change
+// reports whether it has changed anything.
 func (x Records) ChangeSnapshot(ctx context.Context, id string, change func(*catalog.Snapshot) bool) (catalog.Snapshot, error) {
 	return again(func() (catalog.Record, catalog.Snapshot, error) { return x.Snapshot(ctx, id) }, change, func(base *catalog.Record, body catalog.Snapshot) error {
 		return x.PutSnapshot(ctx, base, body)
@@ -155,11 +147,14 @@ func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, 
 
 // Share has the record of a volume say that others name all that is in the bucket of it.
 func (x Records) Share(ctx context.Context, name string) (catalog.Volume, error) {
-	return x.ChangeVolume(ctx, name, func(body *catalog.Volume) bool {
+	return again(func() (catalog.Record, catalog.Volume, error) { return x.Volume(ctx, name) }, func(body *catalog.Volume) bool {
 		through := body.Through().Seq
 		shares := through > body.Shared
 		body.Shared = max(through, body.Shared)
 		return shares
+	}, func(base *catalog.Record, body catalog.Volume) error {
+		_, err := x.PutVolume(ctx, name, base, body)
+		return err
 	})
 }
 

@@ -21,7 +21,6 @@ type HeldError struct {
 	Text string
 }
 
-// Error implements error.
 func (e *HeldError) Error() string { return content.Held.Error() + ": " + e.Text }
 
 // Unwrap says what kind of error it is.

@@ -177,10 +177,8 @@ func Metrics(list func() []View) prometheus.Collector {
 	}
 }
 
-// Describe implements prometheus.Collector.
 func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc; out <- s.lag }
 
-// Collect implements prometheus.Collector.
 func (s states) Collect(out chan<- prometheus.Metric) {
 	count, lag := map[State]int{}, int64(0)
 	for _, view := range s.list() {

@@ -20,15 +20,14 @@ const lockInterval = 50 * time.Millisecond
 func LockWithin(ctx context.Context, path string, wait time.Duration) (io.Closer, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	tick := time.NewTicker(lockInterval)
-	defer tick.Stop()
+	tick := time.Tick(lockInterval)
 	for {
 		lock, err := Lock(path)
 		if !errors.Is(err, content.ErrConflict) {
 			return lock, err
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return nil, err
 		}
