@@ -130,10 +130,12 @@ type answers struct {
 	gate     chan struct{}
 	begun    chan struct{}
 	referred peer.ID
+	sent     bool
 }
 
 func (a *answers) Data(ctx context.Context, _ uint64, _ exchange.Object) error {
 	if a.gate == nil {
+		a.sent = true
 		return nil
 	}
 	a.begun <- struct{}{}
@@ -162,6 +164,11 @@ func TestNobodyIsReferredToStrangers(t *testing.T) {
 	w.check(readAll(t.Context(), m.open(im), im))
 	req := exchange.Request{Root: im.id, Indexes: []uint64{0}}
 	busy := answers{gate: make(chan struct{}), begun: make(chan struct{})}
+	w.eventually("it sends the run", func() bool { // which lands behind what was read
+		var first answers
+		m.Want(t.Context(), exchange.Peer{ID: "first"}, req, &first)
+		return first.sent
+	})
 	var asking sync.WaitGroup
 	for i := range 4 {
 		asking.Go(func() { m.Want(t.Context(), exchange.Peer{ID: peer.ID(fmt.Sprint("busy", i))}, req, &busy) })
