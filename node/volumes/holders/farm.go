@@ -88,6 +88,9 @@ type Owner struct {
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
+	// Outdated is told that a holder has what this node's disk has not, and nil is not: ctx ends
+	// with the Guard.
+	Outdated func(ctx context.Context, why error)
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
 	Origin func(ctx context.Context, upTo content.Position) error
 }
@@ -274,6 +277,9 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 			_, _ = g.follow(w.flushed())
 		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
+			if outdated := g.owner.Outdated; outdated != nil && errors.Is(err, errOutdated) {
+				outdated(ctx, err)
+			}
 		}
 	}()
 	g.stop = func() { cancel(); <-done }
