@@ -90,7 +90,7 @@ type Owner struct {
 	Owned func(context.Context) error
 	// Outdated is told that a holder has what this node's disk has not, and nil is not: ctx ends
 	// with the Guard.
-	Outdated func(ctx context.Context, why error)
+	Outdated func(ctx context.Context)
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
 	Origin func(ctx context.Context, upTo content.Position) error
 }
@@ -146,7 +146,15 @@ func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 			return err
 		}
 	}
-	if body, _ := g.owner.Record(); err == nil && g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin {
+	if err != nil {
+		return err
+	}
+	body, _ := g.owner.Record()
+	k, err := catalog.PolicyHolders(body.Policy)
+	switch {
+	case k > 0: // which it did not a moment ago
+		return g.Persist(ctx, upTo)
+	case g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin:
 		return g.toOrigin(ctx, upTo, len(body.Holders) > 0)
 	}
 	return err
@@ -278,7 +286,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
 			if outdated := g.owner.Outdated; outdated != nil && errors.Is(err, errOutdated) {
-				outdated(ctx, err)
+				outdated(ctx)
 			}
 		}
 	}()
