@@ -72,8 +72,7 @@ type State struct {
 	// Past is an epoch after which the next one comes: somebody has promised it to who did
 	// not take it.
 	Past uint64
-	// Why it is lost, where no record says so.
-	Why string
+	Why  string // it is lost, where no record says so
 	// Wish is what the attach that is under way asks for.
 	Wish Wish
 	// Seen is the record by which the next epoch is taken, and From that by which another
@@ -207,8 +206,7 @@ func Step(s State, e Event) (State, []Deed) {
 			return s, []Deed{Open}
 		}
 	case Outdated:
-		switch s = s.doubt(); s.Stage {
-		case Serving, Checking, Unconfirmed:
+		if s = s.doubt(); s.Stage == Serving || s.Stage == Checking || s.Stage == Unconfirmed {
 			s.Stage, s.Why = Lost, e.Why
 			return s, []Deed{Shut, Stop}
 		}
