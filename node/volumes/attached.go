@@ -385,16 +385,13 @@ func (a *attached) admit() {
 
 // stop has the volume served no more, for good; who has its turn closes it.
 func (a *attached) stop(ctx context.Context) error {
-	base, body, _ := a.record()
+	base, body, st := a.record()
 	a.mu.Lock()
+	if a.taken = cmp.Or(a.taken, st.Why); a.taken == "" {
+		a.taken = a.v.names().Holding(*base, body)
+	}
 	why := a.taken
 	a.mu.Unlock()
-	if why == "" {
-		why = a.v.names().Holding(*base, body)
-		a.mu.Lock()
-		a.taken = why
-		a.mu.Unlock()
-	}
 	err := a.fenced()
 	a.gate.End(err)
 	if a.vol == nil {

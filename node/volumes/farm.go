@@ -17,6 +17,9 @@ func (a *attached) owner() holders.Owner {
 	return holders.Owner{
 		Name: a.Name, Revise: a.revise, Outbid: a.outbid, Owned: a.owned,
 		Origin: func(ctx context.Context, upTo content.Position) error { return a.tails().Persist(ctx, upTo) },
+		Outdated: func(ctx context.Context) {
+			_ = a.happen(ctx, right.Outdated{Why: fmt.Sprintf("its holders have what this disk has not, so that it was rolled back, or cloned; `grange volume attach %s --takeover` goes on with what they have", a.Name())})
+		}, // which says the same
 		Record: func() (catalog.Volume, bool) { _, body, st := a.record(); return body, st.IsSure() },
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -89,7 +92,8 @@ func (l gated) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wi
 
 // TestRolledBackDiskIsNotHeld: a disk that is an older copy, served while the origin is
 // away and written to until it has as many entries as its holders have, brings them none
-// of those, and takes no flush once the origin is back.
+// of those, and is served no more once the origin is back, and says why. A takeover goes on
+// with what the holders have, here too.
 func TestRolledBackDiskIsNotHeld(t *testing.T) {
 	p := newHoldingPair(t)
 	want := make([]byte, testSize)
@@ -122,6 +126,15 @@ func TestRolledBackDiskIsNotHeld(t *testing.T) {
 	if err := p.a.device("disk").front.Flush(t.Context()); !errors.Is(err, content.ErrFenced) {
 		t.Errorf("a flush of a disk that was rolled back: %v", err)
 	}
+	for until := time.Now().Add(10 * time.Second); p.a.device("disk").vol != nil && time.Now().Before(until); { // nor is it read for long
+		p.a.giveUpLost(t.Context())
+		runtime.Gosched()
+	}
+	if v, err := p.a.Get("disk"); err != nil || v.State != terms.StateFailed || !strings.Contains(v.Detail, "rolled back") {
+		t.Errorf("%+v, %v", v, err)
+	}
+	p.a.put(t, "disk", Spec{Takeover: true})
+	p.a.is(t, "disk", want)
 	p.b.put(t, "disk", Spec{Takeover: true})
 	p.b.is(t, "disk", want)
 }

@@ -112,15 +112,12 @@ func (v *Volumes) journalOf(e index.Entry) volume.Config {
 // isCurrent fails where the bucket has what this disk has not: it is a copy of what it was
 // once, and what it says since is nothing.
 func (a *attached) isCurrent(e index.Entry) error {
-	end, through := a.vol.End(), e.Through()
-	if tails := a.line.Through(); tails.Seq > through.Seq { // acknowledged, and not in the record yet
-		through = tails
-	}
-	if !e.Committed || e.ReadOnly || end.Seq >= through.Seq {
+	end, through := a.vol.End().Seq, max(e.Through().Seq, a.line.Through().Seq) // acknowledged, and not in the record yet
+	if !e.Committed || e.ReadOnly || end >= through {
 		return nil
 	}
 	e, err := a.v.index.Change(e.Name, func(e *index.Entry) {
-		e.Taken = fmt.Sprintf("its disk ends with entry %d, and the bucket has it up to %d: the disk is an older copy, and `grange volume attach %s --takeover` goes on with what the bucket has", end.Seq, through.Seq, e.Name)
+		e.Taken = fmt.Sprintf("its disk ends with entry %d, and the bucket has it up to %d: the disk is an older copy, and `grange volume attach %s --takeover` goes on with what the bucket has", end, through, e.Name)
 	})
 	return errors.Join(a.v.takenError(e), err)
 }

@@ -88,6 +88,8 @@ type Owner struct {
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
+	// Outdated is told, unless nil, that a holder has what this disk has not; ctx ends with the Guard.
+	Outdated func(ctx context.Context)
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
 	Origin func(ctx context.Context, upTo content.Position) error
 }
@@ -119,6 +121,13 @@ func (g *Guard) Begin(j Journal) {
 	_, _ = g.follow(g.began) // a policy that is none fails each flush
 }
 
+// now is the writer and the journal that it has, nil for none.
+func (g *Guard) now() (*Writer, Journal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.writer, g.journal
+}
+
 // Persist is what a volume.Config has. ErrUnavailable means that the holders have not all
 // within FlushWait, or that it was not known so long whose the volume is.
 func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
@@ -143,7 +152,15 @@ func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 			return err
 		}
 	}
-	if body, _ := g.owner.Record(); err == nil && g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin {
+	if err != nil {
+		return err
+	}
+	body, _ := g.owner.Record()
+	k, err := catalog.PolicyHolders(body.Policy)
+	switch {
+	case k > 0: // which it did not a moment ago
+		return g.Persist(ctx, upTo)
+	case g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin:
 		return g.toOrigin(ctx, upTo, len(body.Holders) > 0)
 	}
 	return err
@@ -152,9 +169,7 @@ func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 // toOrigin has the origin have all up to a place. While the record names holders, from a policy
 // that asked for them, that is all there is: once it is there nobody has to reach one of them.
 func (g *Guard) toOrigin(ctx context.Context, upTo content.Position, named bool) error {
-	g.mu.Lock()
-	j := g.journal
-	g.mu.Unlock()
+	_, j := g.now()
 	if !named || j == nil {
 		return g.owner.Origin(ctx, upTo)
 	}
@@ -167,37 +182,27 @@ func (g *Guard) toOrigin(ctx context.Context, upTo content.Position, named bool)
 // Changed has whom the record names by now asked at once: flushes that wait for others wait for
 // them no more.
 func (g *Guard) Changed() {
-	g.mu.Lock()
-	j := g.journal
-	g.mu.Unlock()
-	if j != nil {
+	if _, j := g.now(); j != nil {
 		_, _ = g.follow(j.End().Seq) // a policy that is none fails each flush
 	}
 }
 
 // Vouched reports whether nobody can have taken the volume over, see Writer.Vouched.
 func (g *Guard) Vouched(ctx context.Context) bool {
-	g.mu.Lock()
-	w := g.writer
-	g.mu.Unlock()
+	w, _ := g.now()
 	return w != nil && w.Vouched(ctx)
 }
 
 // Advanced has the holders brought what the journal has, if a policy asks for any.
 func (g *Guard) Advanced() {
-	g.mu.Lock()
-	w := g.writer
-	g.mu.Unlock()
-	if w != nil {
+	if w, _ := g.now(); w != nil {
 		w.wake()
 	}
 }
 
 // Status is how the holders stand; false where none are asked for.
 func (g *Guard) Status() (Status, bool) {
-	g.mu.Lock()
-	w := g.writer
-	g.mu.Unlock()
+	w, _ := g.now()
 	if w == nil {
 		return Status{}, false
 	}
@@ -274,6 +279,9 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 			_, _ = g.follow(w.flushed())
 		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
+			if g.owner.Outdated != nil && errors.Is(err, errOutdated) {
+				g.owner.Outdated(ctx)
+			}
 		}
 	}()
 	g.stop = func() { cancel(); <-done }

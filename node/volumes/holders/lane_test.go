@@ -143,6 +143,23 @@ func created(t testing.TB) string {
 	return dir
 }
 
+// TestPolicyChangesInAFlush: a flush that begins under origin, and while it looks for whom
+// to ask the policy becomes farm:1, is not acknowledged with nobody asked.
+func TestPolicyChangesInAFlush(t *testing.T) {
+	policies := []string{catalog.PolicyOrigin, "farm:1"}
+	looks := 0
+	g := (&Farm{}).Guard(Owner{
+		Record: func() (catalog.Volume, bool) {
+			looks++
+			return catalog.Volume{Policy: policies[min(looks, len(policies))-1]}, true
+		},
+		Origin: func(context.Context, content.Position) error { return nil },
+	})
+	if err := g.Persist(t.Context(), content.Position{Number: 1, Seq: 1}); err == nil {
+		t.Error("it is acknowledged, and neither the origin nor a holder was asked")
+	}
+}
+
 // TestRealVolumeIsInherited: a volume writes through the lane to two holders on real hosts,
 // over several segments; its node goes, one of the holders inherits, and what it adopts
 // reads as it was flushed. So it does once more, from who came in place of the first.

@@ -72,6 +72,7 @@ type State struct {
 	// Past is an epoch after which the next one comes: somebody has promised it to who did
 	// not take it.
 	Past uint64
+	Why  string // it is lost, where no record says so
 	// Wish is what the attach that is under way asks for.
 	Wish Wish
 	// Seen is the record by which the next epoch is taken, and From that by which another
@@ -112,6 +113,8 @@ type (
 	// Unvouched: that is not known, or its policy asks for nobody.
 	Vouched   struct{}
 	Unvouched struct{}
+	// Outdated: others have of it what this disk has not, which is an older copy.
+	Outdated struct{ Why string }
 	// Due: it is time to look at the record.
 	Due struct{}
 	// Outbid: the next epoch is to be taken, and to be later than this.
@@ -201,6 +204,11 @@ func Step(s State, e Event) (State, []Deed) {
 			return s, []Deed{Shut, Vouch}
 		case Uncommitted:
 			return s, []Deed{Open}
+		}
+	case Outdated:
+		if s = s.doubt(); s.Stage == Serving || s.Stage == Checking || s.Stage == Unconfirmed {
+			s.Stage, s.Why = Lost, e.Why
+			return s, []Deed{Shut, Stop}
 		}
 	case Due:
 		switch s = s.doubt(); s.Stage { // what an error cut short begins anew
