@@ -90,11 +90,11 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
 			return
 		}
-		if _, _, st := a.record(); st.Stage == right.Lost && a.leaving.CompareAndSwap(false, true) {
+		a.mu.Lock()
+		why, lost := a.taken, a.right.Stage == right.Lost && a.taken != "" // without its reason it would be served again
+		a.mu.Unlock()
+		if lost && a.leaving.CompareAndSwap(false, true) {
 			defer a.leaving.Store(false)
-			a.mu.Lock()
-			why := a.taken
-			a.mu.Unlock()
 			v.giveUp(ctx, name, why)
 		}
 	})

@@ -124,7 +124,10 @@ func (a *attached) isCurrent(e index.Entry) error {
 
 // ask has a volume that is served follow what a Put asks for.
 func (a *attached) ask(ctx context.Context, spec terms.Spec) error {
-	_, body, _ := a.record()
+	_, body, st := a.record()
+	if st.Stage == right.Lost {
+		return a.fenced()
+	}
 	after := body
 	if err := spec.Change(&after); err != nil || after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
 		return err

@@ -250,18 +250,15 @@ func (t *Tails) isLeft(ctx context.Context) bool {
 		wait = takingMin
 	}
 	t.mu.Unlock()
-	over := time.NewTimer(wait)
-	defer over.Stop()
-	look := time.NewTicker(takingLook)
-	defer look.Stop()
+	over, look := time.After(wait), time.Tick(takingLook)
 	for {
 		if errors.Is(t.Owned(ctx), content.ErrFenced) {
 			return false
 		}
 		select {
-		case <-look.C:
+		case <-look:
 			continue
-		case <-over.C:
+		case <-over:
 		case <-ctx.Done():
 			return false
 		}
