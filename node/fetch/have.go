@@ -101,8 +101,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 		return
 	}
 	announced := have.Announced[swarm.Key]{}
-	tick := time.NewTicker(announceInterval)
-	defer tick.Stop()
+	tick := time.Tick(announceInterval)
 	serves := true
 	for {
 		if before := serves; before != f.cfg.Serves() {
@@ -121,7 +120,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 			f.cfg.Log.Warn("not all roots are announced", "err", err)
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-f.wake:
 		case <-ctx.Done():
 			_ = announced.Settle(nil, f.cfg.Swarm.Announce, f.cfg.Swarm.Withdraw) // announces none

@@ -276,11 +276,10 @@ func (s *serving) locate(ctx context.Context, index uint64, how request) (object
 }
 
 func (s *serving) reportProgress(ctx context.Context) {
-	tick := time.NewTicker(exchange.ProgressInterval)
-	defer tick.Stop()
+	tick := time.Tick(exchange.ProgressInterval)
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 			if s.w.Progress() != nil {
 				return
 			}

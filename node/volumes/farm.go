@@ -20,6 +20,7 @@ func (a *attached) owner() holders.Owner {
 		Outdated: func(ctx context.Context) {
 			_ = a.happen(ctx, right.Outdated{Why: fmt.Sprintf("its holders have what this disk has not, so that it was rolled back, or cloned; `grange volume attach %s --takeover` goes on with what they have", a.Name())})
 		}, // which says the same
+		Began: func(end uint64) uint64 { return a.v.index.Began(a.Name(), end) }, Joined: func() error { return a.v.index.Joined(a.Name()) },
 		Record: func() (catalog.Volume, bool) { _, body, st := a.record(); return body, st.IsSure() },
 	}
 }

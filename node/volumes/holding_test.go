@@ -139,6 +139,88 @@ func TestRolledBackDiskIsNotHeld(t *testing.T) {
 	p.b.is(t, "disk", want)
 }
 
+// TestRolledBackDiskStartsOnceMore: so it is where its node starts again, before it has asked
+// anybody, and the disk has as much as the holders by then; and what a disk that was not rolled
+// back has written is known for its own, over starts.
+func TestRolledBackDiskStartsOnceMore(t *testing.T) {
+	for _, rolled := range []bool{false, true} {
+		p := newHoldingPair(t)
+		want := make([]byte, testSize)
+		p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+		p.a.flushed(t, "disk", want, 1)
+		e, _ := p.a.index.Get("disk")
+		old := filepath.Join(t.TempDir(), "old")
+		if err := os.CopyFS(old, os.DirFS(p.a.index.Path(e))); err != nil {
+			t.Fatal(err)
+		}
+		p.a.flushed(t, "disk", want, 2)
+		p.a.stop(t)
+		if rolled {
+			if err := errors.Join(os.RemoveAll(p.a.index.Path(e)), os.CopyFS(p.a.index.Path(e), os.DirFS(old))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		written := want
+		if rolled {
+			written = make([]byte, testSize)
+		}
+		p.store.down = true
+		for i := range uint64(2) {
+			p.a = p.again(t, p.a, 0)
+			p.a.openAll(t.Context())
+			p.a.fill(t, "disk", written, 30, 9+i)
+			p.a.stop(t)
+		}
+		p.store.down = false
+		p.a = p.again(t, p.a, 0)
+		p.a.openAll(t.Context())
+		if err := p.a.device("disk").front.Flush(t.Context()); rolled != errors.Is(err, content.ErrFenced) || !rolled && err != nil {
+			t.Errorf("a flush, rolled back %t: %v", rolled, err)
+		}
+		p.b.put(t, "disk", Spec{Takeover: true})
+		p.b.is(t, "disk", want)
+	}
+}
+
+// tearing fails the first requests that bring something, once that was done.
+type tearing struct {
+	holders.Lane
+	brought *atomic.Int64
+}
+
+func (l tearing) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	finish, err := l.Lane.Ask(ctx, to, m)
+	if _, brings := m.(wire.Extend); !brings || err != nil || l.brought.Add(1) > 4 {
+		return finish, err
+	}
+	return func() (*wire.Held, []byte, error) {
+		_, _, err := finish()
+		return nil, nil, errors.Join(err, content.ErrUnavailable)
+	}, nil
+}
+
+// TestHoldersAreLostWhileTheyCatchUp: what was written before anybody knew whose the volume is
+// comes to holders that are lost meanwhile, and is not taken for another disk's.
+func TestHoldersAreLostWhileTheyCatchUp(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	p.a.stop(t)
+	p.a = p.again(t, p.a, 0)
+	p.a.cfg.Holders.Lane = tearing{p.a.cfg.Holders.Lane, new(atomic.Int64)}
+	p.store.down = true
+	p.a.openAll(t.Context())
+	p.a.fill(t, "disk", want, 60, 2)
+	p.store.down = false
+	p.a.confirm(t)
+	for n := range uint64(4) {
+		p.a.flushed(t, "disk", want, 3+n)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+}
+
 // TestHoldersOfBefore: who has taken a volume over, and takes another epoch later, names
 // those who hold it by then, not those who did at first.
 func TestHoldersOfBefore(t *testing.T) {

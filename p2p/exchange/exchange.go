@@ -191,23 +191,20 @@ func (x *Exchange) Run(ctx context.Context) error {
 		x.accept(x.ctx, s)
 	})
 	defer x.cfg.Host.RemoveStreamHandler(x.protocol)
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
-	sweep := time.NewTicker(sweepInterval)
-	defer sweep.Stop()
-	check := time.NewTicker(identity.CheckInterval)
-	defer check.Stop()
+	tick := time.Tick(watchInterval)
+	sweep := time.Tick(sweepInterval)
+	check := time.Tick(identity.CheckInterval)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
+		case now := <-tick:
 			for _, o := range x.streams() {
 				o.watch(now)
 			}
-		case now := <-sweep.C:
+		case now := <-sweep:
 			x.askers.sweep(now)
-		case <-check.C:
+		case <-check:
 			x.work.Go(x.Recheck)
 		}
 	}

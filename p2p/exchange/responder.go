@@ -79,15 +79,14 @@ func (r *responder) await(ctx context.Context) error {
 
 // waitFor waits for something, and tells the asker meanwhile that it is not forgotten.
 func waitFor[T any](ctx context.Context, r *responder, ready <-chan T) error {
-	tick := time.NewTicker(ProgressInterval)
-	defer tick.Stop()
+	tick := time.Tick(ProgressInterval)
 	for {
 		select {
 		case <-ready:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-tick.C:
+		case <-tick:
 			if err := r.Progress(); err != nil {
 				return err
 			}

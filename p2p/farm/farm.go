@@ -201,11 +201,10 @@ func (f *Farm) Run(ctx context.Context) error {
 // keepProved looks at the certificates again from time to time, and speaks up when the
 // others know a word of this member's that outdoes its own, until ctx ends.
 func (f *Farm) keepProved(ctx context.Context) {
-	tick := time.NewTicker(recheckInterval)
-	defer tick.Stop()
+	tick := time.Tick(recheckInterval)
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 			f.Recheck()
 		case number := <-f.outdone:
 			f.cfg.Log.Warn("the farm remembers a later start of this node: its clock went back, or a copy of its data folder runs elsewhere")

@@ -104,8 +104,7 @@ func (f *Farm) keepPlaced(ctx context.Context) {
 	if f.cfg.Transport != nil {
 		return
 	}
-	tick := time.NewTicker(placeCheck)
-	defer tick.Stop()
+	tick := time.Tick(placeCheck)
 	var look *finder
 	defer func() { look.close() }()
 	for missed := 0; ; {
@@ -122,7 +121,7 @@ func (f *Farm) keepPlaced(ctx context.Context) {
 			}
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return
 		}

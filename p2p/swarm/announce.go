@@ -144,12 +144,11 @@ func (s *Swarm) Announce(k Key) error {
 func (s *Swarm) Withdraw(k Key) { s.announced.remove(k) }
 
 func (s *Swarm) keepAnnounced(ctx context.Context) {
-	tick := time.NewTicker(announceCheck)
-	defer tick.Stop()
+	tick := time.Tick(announceCheck)
 	for {
 		select {
 		case <-s.wake:
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return
 		}

@@ -211,11 +211,10 @@ func (s *Swarm) keepPeers(ctx context.Context) error {
 	if s.cfg.PeersFile == "" {
 		return nil
 	}
-	tick := time.NewTicker(saveInterval)
-	defer tick.Stop()
+	tick := time.Tick(saveInterval)
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 		}
 		var err error

@@ -111,8 +111,7 @@ func (s *Swarm) keepGuests(ctx context.Context) error {
 	}}
 	s.host.Network().Notify(watch)
 	defer s.host.Network().StopNotify(watch)
-	tick := time.NewTicker(guestCheck)
-	defer tick.Stop()
+	tick := time.Tick(guestCheck)
 	var proving errgroup.Group
 	defer proving.Wait()
 	proving.SetLimit(proversMax)
@@ -126,7 +125,7 @@ func (s *Swarm) keepGuests(ctx context.Context) error {
 			}
 			continue
 		case <-dialled:
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return nil
 		}

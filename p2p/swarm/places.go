@@ -84,8 +84,7 @@ func (s *Swarm) keepPlaces(ctx context.Context) error {
 		return err
 	}
 	defer heard.Close()
-	tick := time.NewTicker(placesCheck)
-	defer tick.Stop()
+	tick := time.Tick(placesCheck)
 	var work errgroup.Group // what takes a while
 	defer work.Wait()
 	work.SetLimit(orphansMax)
@@ -102,7 +101,7 @@ func (s *Swarm) keepPlaces(ctx context.Context) error {
 			case event.EvtPeerIdentificationCompleted:
 				s.hangUp(&work, leftBehind(e, s.host.Network().ConnsToPeer(e.Peer)))
 			}
-		case now := <-tick.C:
+		case now := <-tick:
 			held, err := s.places.look(now)
 			if err != nil {
 				s.cfg.Log.Debug("the addresses of this host are not known", "err", err)

@@ -235,11 +235,10 @@ func (s *Swarm) Reach(ctx context.Context, info peer.AddrInfo) (Path, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, punchWait)
 	defer cancel()
-	tick := time.NewTicker(placesCheck / 20)
-	defer tick.Stop()
+	tick := time.Tick(placesCheck / 20)
 	for s.Path(info.ID).Way == Through {
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			return s.Path(info.ID), nil
 		}

@@ -189,14 +189,13 @@ func (p *Peers) round(ctx context.Context) {
 		}
 		wg.Go(func() { p.searchOn(ctx, &wg) })
 	}
-	tick := time.NewTicker(lookInterval)
-	defer tick.Stop()
+	tick := time.Tick(lookInterval)
 	for {
 		for _, q := range ask(p, (*plan.Root).Strangers) {
 			wg.Go(func() { p.watch(ctx, peer.ID(q), false) })
 		}
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-p.look:
 		case <-ctx.Done():
 			return

@@ -88,6 +88,10 @@ type Owner struct {
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
+	// Began and Joined, nil is not, keep where the journal ended when it was opened first since
+	// holders had no more: in a later process, too, they tell by that whether the disk was rolled back.
+	Began  func(end uint64) uint64
+	Joined func() error
 	// Outdated is told, unless nil, that a holder has what this disk has not; ctx ends with the Guard.
 	Outdated func(ctx context.Context)
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
@@ -101,9 +105,10 @@ type Guard struct {
 	farm  *Farm
 	owner Owner
 
+	met     sync.Map   // by trust.PublicKey, who has joined
 	mu      sync.Mutex // guards what follows
 	journal Journal
-	began   uint64  // the journal's end when it was opened
+	began   uint64  // its end when it was opened, see Owner
 	since   uint64  // epoch of the first writer
 	writer  *Writer // nil while no holder is asked for
 	stop    func()  // ends it
@@ -115,10 +120,16 @@ func (f *Farm) Guard(o Owner) *Guard { return &Guard{farm: f, owner: o} }
 
 // Begin has holders follow a volume that was opened just now, if its policy asks for them.
 func (g *Guard) Begin(j Journal) {
+	end := j.End().Seq
+	began := end
+	body, _ := g.owner.Record()
+	if k, _ := catalog.PolicyHolders(body.Policy); k > 0 && end > 0 && g.owner.Began != nil {
+		began = g.owner.Began(end)
+	}
 	g.mu.Lock()
-	g.journal, g.began = j, j.End().Seq
+	g.journal, g.began = j, began
 	g.mu.Unlock()
-	_, _ = g.follow(g.began) // a policy that is none fails each flush
+	_, _ = g.follow(end) // a policy that is none fails each flush
 }
 
 // now is the writer and the journal that it has, nil for none.
@@ -265,7 +276,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	g.since = cmp.Or(g.since, claim.Epoch)
 	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
-		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: journal.Ancestors(g.journal.Sealed(), body.ID), K: k, Alone: body.Degrade == catalog.PolicyLocal,
+		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Met: &g.met, Name: g.owner.Name(), Ancestors: journal.Ancestors(g.journal.Sealed(), body.ID), K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -178,12 +178,19 @@ func (f *feeder) follow(ctx context.Context) error {
 		return err
 	}
 	end := f.w.journal.End().Seq
-	if n := len(held.Segments); n > 0 && held.Segments[n-1].Epoch < f.w.cfg.Since { // what this process has written is not what that is
+	_, met := f.w.cfg.Met.Load(f.member)
+	if n := len(held.Segments); n > 0 && held.Segments[n-1].Epoch < f.w.cfg.Since && !met { // what this process has written is not what that is
 		end = f.w.cfg.Began
 	}
 	if held.End().Seq > end {
 		return fmt.Errorf("%w: it has entry %d, and the journal ends with %d", content.ErrConflict, held.End().Seq, end)
 	}
+	if !f.begin {
+		if err := f.w.joined(); err != nil {
+			return err
+		}
+	}
+	f.w.cfg.Met.Store(f.member, nil)
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	s := &sender{asked: f.asked(), ctx: ctx, claim: f.w.cfg.Claim, seq: held.End().Seq, acks: make(chan ack, pieces)}

@@ -76,10 +76,11 @@ type WriterConfig struct {
 	Owner
 	// Claim is the volume, its epoch and the incarnation, as the record has them. This
 	// process has written the volume from the epoch Since on, when its journal ended with
-	// the entry Began.
+	// the entry Began: no holder has more of what is older, before it is one of Met.
 	Claim wire.Claim
 	Since uint64
 	Began uint64
+	Met   *sync.Map // of this process, by trust.PublicKey
 	// Name is what it was called when the writer began.
 	Name string
 	// Ancestors are other volumes with whose segments the journal may begin.
@@ -272,6 +273,14 @@ func (w *Writer) Want(k int, alone bool) {
 	}
 }
 
+// joined is called before a holder gets, or is named for, what comes behind where the journal began.
+func (w *Writer) joined() error {
+	if w.cfg.Joined == nil {
+		return nil
+	}
+	return w.cfg.Joined()
+}
+
 // commit writes who the holders are.
 func (w *Writer) commit(ctx context.Context, r quorum.Record) {
 	now := w.cfg.now()
@@ -283,7 +292,7 @@ func (w *Writer) commit(ctx context.Context, r quorum.Record) {
 		case v.DegradedSince.IsZero():
 			v.DegradedSince = now
 		}
-		return nil
+		return w.joined()
 	})
 	switch {
 	case err == nil:

@@ -67,6 +67,9 @@ type Entry struct {
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
 	Ancestors []content.VolumeID `json:"ancestors,omitempty"`
+	// Began is the entry that the journal ended with when it was opened first since a holder
+	// had no more than that.
+	Began *uint64 `json:"began,omitempty"`
 }
 
 // ViewsDir holds the folders of snapshots that are looked at; a start removes them.

@@ -1,6 +1,10 @@
 package index
 
-import "github.com/grangemesh/grange/origin/content"
+import (
+	"cmp"
+
+	"github.com/grangemesh/grange/origin/content"
+)
 
 // Waiting is a snapshot of a volume of this node that is not durable yet, and the volume's size then.
 type Waiting struct {
@@ -25,4 +29,20 @@ func (e Entry) SizeAt(at content.Position) int64 {
 		}
 	}
 	return content.SizeMax
+}
+
+// Began returns where the journal of a volume ended when it was opened first since Joined, and
+// notes that it is where it ends now, if nothing is noted: on a full disk for this process alone.
+func (x *Index) Began(name string, end uint64) uint64 {
+	e, _ := x.Change(name, func(e *Entry) { e.Began = cmp.Or(e.Began, &end) })
+	return *cmp.Or(e.Began, &end)
+}
+
+// Joined notes that holders are going to have more than what the journal ended with.
+func (x *Index) Joined(name string) error {
+	if e, _ := x.Get(name); e.Began == nil {
+		return nil
+	}
+	_, err := x.Change(name, func(e *Entry) { e.Began = nil })
+	return err
 }
