@@ -90,25 +90,33 @@ func (l gated) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wi
 	return l.Lane.Ask(ctx, to, m)
 }
 
+// stoppedPair is one of which the first node has stopped, and what its disk had acknowledged; if
+// rolled, the disk is as it was before the last flush.
+func stoppedPair(t *testing.T, rolled bool) (p *holdingPair, want []byte) {
+	p, want = newHoldingPair(t), make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	e, _ := p.a.index.Get("disk")
+	path, old := p.a.index.Path(e), filepath.Join(t.TempDir(), "old")
+	if err := os.CopyFS(old, os.DirFS(path)); err != nil {
+		t.Fatal(err)
+	}
+	p.a.flushed(t, "disk", want, 2)
+	p.a.stop(t)
+	if rolled {
+		if err := errors.Join(os.RemoveAll(path), os.CopyFS(path, os.DirFS(old))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p, want
+}
+
 // TestRolledBackDiskIsNotHeld: a disk that is an older copy, served while the origin is
 // away and written to until it has as many entries as its holders have, brings them none
 // of those, and is served no more once the origin is back, and says why. A takeover goes on
 // with what the holders have, here too.
 func TestRolledBackDiskIsNotHeld(t *testing.T) {
-	p := newHoldingPair(t)
-	want := make([]byte, testSize)
-	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
-	p.a.flushed(t, "disk", want, 1)
-	e, _ := p.a.index.Get("disk")
-	old := filepath.Join(t.TempDir(), "old")
-	if err := os.CopyFS(old, os.DirFS(p.a.index.Path(e))); err != nil {
-		t.Fatal(err)
-	}
-	p.a.flushed(t, "disk", want, 2)
-	p.a.stop(t)
-	if err := errors.Join(os.RemoveAll(p.a.index.Path(e)), os.CopyFS(p.a.index.Path(e), os.DirFS(old))); err != nil {
-		t.Fatal(err)
-	}
+	p, want := stoppedPair(t, true)
 	p.a = p.again(t, p.a, 0)
 	lane := gated{p.a.cfg.Holders.Lane, make(chan struct{})}
 	p.a.cfg.Holders.Lane = lane
@@ -144,22 +152,7 @@ func TestRolledBackDiskIsNotHeld(t *testing.T) {
 // back has written is known for its own, over starts.
 func TestRolledBackDiskStartsOnceMore(t *testing.T) {
 	for _, rolled := range []bool{false, true} {
-		p := newHoldingPair(t)
-		want := make([]byte, testSize)
-		p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
-		p.a.flushed(t, "disk", want, 1)
-		e, _ := p.a.index.Get("disk")
-		old := filepath.Join(t.TempDir(), "old")
-		if err := os.CopyFS(old, os.DirFS(p.a.index.Path(e))); err != nil {
-			t.Fatal(err)
-		}
-		p.a.flushed(t, "disk", want, 2)
-		p.a.stop(t)
-		if rolled {
-			if err := errors.Join(os.RemoveAll(p.a.index.Path(e)), os.CopyFS(p.a.index.Path(e), os.DirFS(old))); err != nil {
-				t.Fatal(err)
-			}
-		}
+		p, want := stoppedPair(t, rolled)
 		written := want
 		if rolled {
 			written = make([]byte, testSize)

@@ -510,7 +510,10 @@ func endAt(ctx context.Context, store bucket.Bucket, at content.SegmentRef, ahea
 		group.Go(func() error {
 			err := putOnce(putting, store, tailKey(end), bucket.Bytes(encodeTail(end)))
 			there := end
-			if errors.Is(err, content.ErrExists) {
+			switch is := errors.Is(err, content.ErrExists); {
+			case is && i > 0: // the next look reads what that is
+				return nil
+			case is:
 				there, _, err = readTail(putting, store, tailKey(end))
 			}
 			if i == 0 {

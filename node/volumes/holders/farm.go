@@ -290,7 +290,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 			_, _ = g.follow(w.flushed())
 		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
-			if g.owner.Outdated != nil && errors.Is(err, errOutdated) {
+			if g.owner.Outdated != nil && errors.As(err, new(outdated)) {
 				g.owner.Outdated(ctx)
 			}
 		}

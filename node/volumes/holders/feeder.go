@@ -33,8 +33,14 @@ const (
 	leaveWithin = 3 * time.Second
 )
 
-// errOutdated says that this disk is not what it was, or not the only one.
-var errOutdated = fmt.Errorf("%w: a holder has what this disk has not, so that it was rolled back, or cloned", content.ErrFenced)
+// outdated says that this disk is not what it was, or not the only one; it is an ErrFenced.
+type outdated struct{ why error }
+
+func (o outdated) Error() string {
+	return fmt.Sprintf("%v: a holder has what this disk has not, so that it was rolled back, or cloned: %v", content.ErrFenced, o.why)
+}
+
+func (o outdated) Unwrap() error { return content.ErrFenced }
 
 // asked is a caller's way to one holder.
 type asked struct {
@@ -102,7 +108,7 @@ func (f *feeder) run(ctx context.Context) {
 	f.w.mu.Unlock()
 	switch {
 	case !f.begin && errors.Is(err, content.ErrConflict): // nobody but a clone of this disk, or one that it was before, has written that
-		f.w.stop(fmt.Errorf("%w: %w", errOutdated, err))
+		f.w.stop(outdated{err})
 	case errors.Is(err, errMerged):
 		f.w.step(quorum.Behind{Member: f.member})
 		f.w.mu.Lock()

@@ -295,14 +295,19 @@ func TestSwappedVolumes(t *testing.T) {
 	}
 }
 
-// TestCut: what a later epoch did not inherit goes, and what it wrote itself never does.
-func TestCut(t *testing.T) {
-	l, w := threeSegments(), someone("north")
-	d := newDisk(t)
+// holdingThree holds three segments for a writer of the second epoch.
+func holdingThree(t *testing.T) (*disk, exchange.Peer) {
+	l, w, d := threeSegments(), someone("north"), newDisk(t)
 	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
 	for i := range 3 {
 		d.must(w, l.pieceOf(claim(2), i, 0))
 	}
+	return d, w
+}
+
+// TestCut: what a later epoch did not inherit goes, and what it wrote itself never does.
+func TestCut(t *testing.T) {
+	d, w := holdingThree(t)
 	at := wire.Place{Epoch: 1, Number: 2, Offset: journal.HeaderSize + entrySize}
 	d.must(w, wire.Promise{Claim: claim(3)})
 	for range 2 {
@@ -330,12 +335,7 @@ func TestCut(t *testing.T) {
 // TestCutThatIsNotSynced: what a loss of power may bring back is not cut, however often that is
 // asked for.
 func TestCutThatIsNotSynced(t *testing.T) {
-	l, w := threeSegments(), someone("north")
-	d := newDisk(t)
-	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
-	for i := range 3 {
-		d.must(w, l.pieceOf(claim(2), i, 0))
-	}
+	d, w := holdingThree(t)
 	d.must(w, wire.Promise{Claim: claim(3)})
 	d.mu.Lock()
 	d.broken = syscall.EIO
