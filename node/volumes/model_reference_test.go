@@ -209,7 +209,10 @@ func (b *book) settle(m *member, a *attached) error {
 	case pick(v.rolling, found) != nil && body.Holder == m.key && body.Rolling == 0:
 		b.settleRolled(v, m, found)
 	case p == v.owner && v.passed && body.Holder == m.key: // it may have been another's in between, of which nobody has seen anything
-		if err = p.settleAgain(found); err != nil {
+		left := *p
+		if err = p.settleAgain(found); err == nil {
+			v.behind = append(v.behind, &left) // it goes on with its own disk, or with another beside that
+		} else {
 			err = b.settleTaken(v, m, found)
 		}
 	case p != nil && (p == v.owner || body.Holder != m.key || body.Epoch == p.epoch):
