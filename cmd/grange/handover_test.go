@@ -4,8 +4,10 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -250,6 +252,41 @@ func TestStopOutrunsHandover(t *testing.T) {
 	s.await(t, "no handover")
 	if end := s.ends(t); !end.Exited() {
 		t.Errorf("it ended by %v", end)
+	}
+}
+
+// hearing is called with each line that is logged.
+type hearing func(text string)
+
+func (h hearing) Write(line []byte) (int, error) {
+	h(string(line))
+	return len(line), nil
+}
+
+// TestStopBetweenWordAndDeed: a stop that comes when a handover has been said and not begun
+// is one, and that nobody takes over is said.
+func TestStopBetweenWordAndDeed(t *testing.T) {
+	dir := t.TempDir()
+	defer func(args []string) { os.Args = args }(os.Args)
+	os.Args = []string{os.Args[0], "node", "--data", dir, "--origin", "file://" + dir, "--listen", "/ip4/127.0.0.1/tcp/0"}
+	t.Setenv(asCommand, "1")
+	before, stop := context.WithCancel(t.Context())
+	defer stop()
+	var said []string
+	log := slog.New(slog.NewTextHandler(hearing(func(line string) {
+		said = append(said, line)
+		stop()
+	}), nil))
+	upgrade := make(chan os.Signal, 1)
+	upgrade <- syscall.SIGUSR2
+	ctx, ended := awaitHandover(before, func() bool { return false }, upgrade, log)
+	<-ctx.Done()
+	cause := errors.New("it stopped")
+	if err := ended(cause); err != cause {
+		t.Errorf("it ends with %v", err)
+	}
+	if len(said) != 2 || !strings.Contains(said[0], "handing over") || !strings.Contains(said[1], "no handover") {
+		t.Errorf("it said %q", said)
 	}
 }
 

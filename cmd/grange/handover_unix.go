@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,6 +43,7 @@ func hearEarly() <-chan os.Signal {
 func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Signal, log *slog.Logger) (context.Context, func(error) error) {
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)
+	var said atomic.Bool // that it hands over
 	go func() {
 		defer signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP) // another one would end what stops, or hands over, until the new program takes it
 		for {
@@ -54,15 +56,19 @@ func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Sign
 				log.Error("no handover: the program would not start a node with this configuration", "program", program, "err", err)
 				continue
 			}
+			said.Store(true)
 			log.Info("handing over", "program", program) // before it ends: this process may be another at once
 			end(volumes.ErrHandover)
 		}
 	}()
 	return ctx, func(err error) error {
-		if !errors.Is(context.Cause(ctx), volumes.ErrHandover) {
+		switch {
+		case !said.Load():
 			return err
-		}
-		if last() {
+		case !errors.Is(context.Cause(ctx), volumes.ErrHandover):
+			log.Warn("no handover: the node was asked to stop first")
+			return err
+		case last():
 			log.Warn("no handover: the node is to stop; its disks stay with the kernel, and their users wait until it is back")
 			return err
 		}
