@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
@@ -460,13 +461,14 @@ func chunkSize(root *pack.Head) int {
 	return content.ChunkSizeDefault
 }
 
-// working is a file that goes with its process.
+// working is a file that goes with its process. Its name is one that the next start removes
+// where a crash came before that.
 type working struct {
 	*os.File
 }
 
 func newWorking(dir string) (*working, error) {
-	file, err := os.CreateTemp(dir, "fold-*")
+	file, err := os.CreateTemp(dir, durable.TempPrefix+"fold-*")
 	if err != nil {
 		return nil, fmt.Errorf("a working file: %w", err)
 	}

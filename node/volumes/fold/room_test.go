@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/simulations/mem"
 )
 
@@ -155,5 +157,18 @@ func TestAPolicyThatLeavesTheOriginFreesTheJournal(t *testing.T) {
 			t.Error("a taker lacks what was flushed")
 		}
 		line.Close()
+	}
+}
+
+// TestWorkingFileIsSweptAfterACrash: a crash between the making of the file and its removal
+// leaves a name that the next start knows as nobody's.
+func TestWorkingFileIsSweptAfterACrash(t *testing.T) {
+	w, err := newWorking(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	if name := filepath.Base(w.Name()); !strings.HasPrefix(name, durable.TempPrefix) {
+		t.Errorf("no start removes %q", name)
 	}
 }
