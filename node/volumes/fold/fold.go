@@ -461,11 +461,8 @@ func chunkSize(root *pack.Head) int {
 	return content.ChunkSizeDefault
 }
 
-// working is a file that goes with its process. Its name is one that the next start removes
-// where a crash came before that.
-type working struct {
-	*os.File
-}
+// working is a file that goes with its process, or is swept by the next start.
+type working struct{ *os.File }
 
 func newWorking(dir string) (*working, error) {
 	file, err := os.CreateTemp(dir, durable.TempPrefix+"fold-*")
