@@ -298,7 +298,7 @@ func (p *place) settleAgain(d disk) error {
 // settleRolled is of a member that has brought the volume back to a snapshot.
 func (b *book) settleRolled(v *modelVolume, m *member, d disk) {
 	s := &state{v.owner.now, d}
-	if v.owner.m != m {
+	if v.owner.m != m || v.passed { // what it had before it was another's is beside it
 		v.owner.mixed = true
 		v.behind = append(v.behind, v.owner)
 		v.owner = &place{m: m}
