@@ -349,6 +349,9 @@ func (b *book) acknowledge(v *modelVolume, m *member, a *attached) error {
 	if v.owner != p && v.owner.now.has(p.now) { // its holders had all of it before they promised themselves
 		return nil
 	}
+	if v.removed { // by another and by force, which asks no holder: this disk keeps it, as an orphan
+		return nil
+	}
 	if now, err := b.farm.said(v.name); err != nil || stampText(now) != stampText(body) || now.ID != v.id {
 		return fmt.Errorf("%s has acknowledged a flush of %q as %s (%s), and the record says %s, %v", m, v.name, stampText(body), body.Policy, stampText(now), err)
 	}
