@@ -210,10 +210,10 @@ func (b *book) settle(m *member, a *attached) error {
 		b.settleRolled(v, m, found)
 	case p == v.owner && v.passed && body.Holder == m.key: // it may have been another's in between, of which nobody has seen anything
 		left := *p
-		if err = p.settleAgain(found); err == nil {
-			v.behind = append(v.behind, &left) // it goes on with its own disk, or with another beside that
-		} else {
+		if err = p.settleAgain(found); err != nil {
 			err = b.settleTaken(v, m, found)
+		} else if body.Epoch != left.epoch { // with its own disk, or with another beside that
+			v.behind = append(v.behind, &left)
 		}
 	case p != nil && (p == v.owner || body.Holder != m.key || body.Epoch == p.epoch):
 		err = p.settleAgain(found)
