@@ -65,10 +65,7 @@ func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Sign
 		switch {
 		case !said.Load():
 			return err
-		case !errors.Is(context.Cause(ctx), volumes.ErrHandover):
-			log.Warn("no handover: the node was asked to stop first")
-			return err
-		case last():
+		case last() || !errors.Is(context.Cause(ctx), volumes.ErrHandover): // it was asked to end meanwhile, or between its word and its deed
 			log.Warn("no handover: the node is to stop; its disks stay with the kernel, and their users wait until it is back")
 			return err
 		}

@@ -21,11 +21,7 @@ import (
 func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)
-	a, err := v.served(ctx, name)
-	var number uint64
-	if err == nil {
-		number, err = v.mayRoll(ctx, a, id)
-	}
+	number, err := v.mayRoll(ctx, name, id)
 	if err != nil {
 		return terms.View{}, err
 	}
@@ -41,7 +37,11 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ terms.View, 
 }
 
 // mayRoll returns the number of a snapshot that a volume can be rolled back to.
-func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, error) {
+func (v *Volumes) mayRoll(ctx context.Context, name, id string) (uint64, error) {
+	a, err := v.served(ctx, name)
+	if err != nil {
+		return 0, err
+	}
 	_, body, err := v.records().Snapshot(ctx, id)
 	_, now, _ := a.record()
 	switch {
@@ -61,19 +61,17 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 
 // rollTo has the record of a volume that nobody uses say that it is being rolled back. That
 // it may is noted before: where nobody can tell whether the record says so, what it was is
-// not served, as what is written to that would go once the record is read. The
-// snapshot's record is written once more then: who removes one looks at the volume's
-// before, and at what it has read of the snapshot's when it does so.
+// not served, as what is written to that would go once the record is read. The snapshot's
+// is written once more then, as who removes it has looked at the volume's before.
 func (a *attached) rollTo(ctx context.Context, id string, number uint64) error {
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		body.Rolling = number
 		_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = number })
 		return err
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = a.v.records().ChangeSnapshot(ctx, id, func(*catalog.Snapshot) bool { return true })
 	}
-	_, err = a.v.records().ChangeSnapshot(ctx, id, func(*catalog.Snapshot) bool { return true })
 	if errors.Is(err, content.ErrNotFound) {
 		err = errors.Join(err, a.rolled(ctx))
 	}
@@ -107,12 +105,14 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 	}
 	defer func() { err = errors.Join(err, was.Close()) }()
 	now, err := a.v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: e.Name}, a)
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(moment.Pair{A: now, B: was, Nodes: a.v.bucket().Nodes}.Restore(ctx), now.Close())
 	}
-	defer func() { err = errors.Join(err, now.Close()) }()
-	if err = (moment.Pair{A: now, B: was, Nodes: a.v.bucket().Nodes}).Restore(ctx); err != nil {
-		return err
+	if err == nil { // a fold may have brought a part of it, by now or of an attempt before
+		err = a.folds.Run(ctx, fold.Safe)
 	}
-	return a.rolled(ctx)
+	if err == nil {
+		err = a.rolled(ctx)
+	}
+	return err
 }

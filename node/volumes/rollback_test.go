@@ -81,6 +81,20 @@ func TestTakeoverOfARollback(t *testing.T) {
 	}
 }
 
+// TestHalfARollbackIsNeverTaken: the bucket had half of one when a start completed it; whoever
+// takes the volume over then has the whole, or what it was before.
+func TestHalfARollbackIsNeverTaken(t *testing.T) {
+	p := newPair(t)
+	was, _ := newRolled(t, p)
+	p.halfRolled(t, was)
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.a.openAll(t.Context())
+	p.a.is(t, "disk", was)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", was)
+}
+
 // TestRollbackThatFails in its middle: nobody reads a mixture; what is tried again completes
 // it, and what the guest writes from then on stays.
 func TestRollbackThatFails(t *testing.T) {
