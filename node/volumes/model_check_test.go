@@ -95,7 +95,10 @@ func (b *book) checkRecords() error {
 		}
 	}
 	for id, v := range b.byID {
-		v.removed = !there[id] && b.committed(v)
+		if v.removed = !there[id] && b.committed(v); v.removed && v.there && !v.going {
+			return fmt.Errorf("the record of volume %q is gone, and nobody who may has removed it", v.name)
+		}
+		v.there = v.there || there[id]
 	}
 	return nil
 }

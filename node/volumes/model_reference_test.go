@@ -122,7 +122,9 @@ type modelVolume struct {
 	policies []string // of which its record says one; nil is not looked at
 	rolling  []*state // of which whoever serves it next may bring it back to one
 	removed  bool     // its name is free, or another's
-	purged   bool     // its snapshots go, or went
+	there    bool     // it has, or had, a record
+	going    bool     // its record goes, or went
+	purged   bool     // its snapshots do
 }
 
 // asked is a change of policy, that is done or may be. One that may be the policy already is

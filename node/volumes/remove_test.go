@@ -150,6 +150,28 @@ func TestRemoveOfWhatWasTakenUnheard(t *testing.T) {
 	}
 }
 
+// TestRemoveOfWhatWasMadeUnheard: a node that never heard that its volume was made takes
+// nothing of who has taken it over since.
+func TestRemoveOfWhatWasMadeUnheard(t *testing.T) {
+	for _, spec := range []RemoveSpec{{}, {Force: true}, {Purge: true}, {Purge: true, Force: true}} {
+		p := newPair(t)
+		p.store.unheard(func() { p.a.put(t, "disk", Spec{Size: testSize}) })
+		p.b.put(t, "disk", Spec{Takeover: true})
+		shadow := make([]byte, testSize)
+		p.b.fill(t, "disk", shadow, 4, 1)
+		if _, err := p.b.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.a.Remove(t.Context(), "disk", spec); err != nil && !errors.Is(err, content.ErrConflict) {
+			t.Errorf("%+v: %v", spec, err)
+		}
+		if !p.store.has(content.KindVolume, "disk") || !p.store.has(content.KindSnapshot, "disk@1") {
+			t.Errorf("%+v takes what is another's", spec)
+		}
+		p.b.is(t, "disk", shadow)
+	}
+}
+
 // TestNobodyIsDialedInVain: a takeover asks nobody whether who had the volume is away, and
 // what is refused asks once.
 func TestNobodyIsDialedInVain(t *testing.T) {

@@ -168,7 +168,7 @@ func NoSnapshotYet() error {
 // snapshots of that name.
 func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64, spec terms.RemoveSpec) error {
 	r, body, err := x.Records.Volume(ctx, e.Name)
-	mine := e.Committed && e.Right(x.Self, incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
+	mine := e.Committed && e.Right(x.Self, incarnation).IsMine(body) || !e.Committed && body.ID == e.ID && body.Holder == x.Self
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 	case err != nil && !e.Committed && len(e.Tried) == 0 && errors.Is(err, content.ErrUnavailable): // nobody was ever told of it
