@@ -104,6 +104,15 @@ func (a *attached) record() (base *catalog.Record, body catalog.Volume, st right
 	return a.base, a.body, a.right
 }
 
+// own is the record as this node wrote it last: another's says nothing of the journal here.
+func (a *attached) own() catalog.Volume {
+	_, body, st := a.record()
+	if e, _ := a.v.index.Get(a.Name()); !st.IsMine(body) {
+		return e.Volume
+	}
+	return body
+}
+
 // said is when the record was asked for that says that the volume is this node's, zero while
 // that is not known.
 func (a *attached) said() time.Time {
@@ -121,12 +130,11 @@ func (a *attached) set(base *catalog.Record, body catalog.Volume) {
 	a.base, a.body = base, body
 }
 
-// revise changes the volume's record, which must be this node's: over the one that is
-// known, and again over the one that is there where that is another of this node.
-// ErrFenced means that it is another's by now, and the volume stops; ErrUnavailable and
-// bucket.ErrUnknown that the change may be there or not, and the next revise finds out.
-// change is called with what the record says, maybe more than once, also with what an
-// earlier call has made of it. It must not keep what it is given.
+// revise changes the volume's record, which must be this node's: over the one that is known, and
+// again over the one that is there where that is another of this node. ErrFenced means that it is
+// another's by now, and the volume stops; ErrUnavailable and bucket.ErrUnknown that the change may
+// be there or not, and the next revise finds out. change is called with what the record says, maybe
+// more than once, also with what an earlier call has made of it. It must not keep what it is given.
 func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) error) error {
 	ctx, end, err := a.turn.Have(ctx)
 	if err != nil {

@@ -11,9 +11,8 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Resize makes a volume larger, while it is served: its record first, then the disk. One
-// that has the size already is left as it is. NBD clients see the new size when they
-// connect again.
+// Resize makes a volume larger, while it is served: its record first, then the disk. One that has
+// the size already is left as it is. NBD clients see the new size when they connect again.
 func (v *Volumes) Resize(ctx context.Context, name string, size int64) (terms.View, error) {
 	if size <= 0 || size > content.SizeMax || size%content.SectorSize != 0 {
 		return terms.View{}, fmt.Errorf("resize volume %q to %d bytes: %w: want a multiple of %d up to %d", name, size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))

@@ -19,9 +19,8 @@ var ErrHandover = errors.New("the volumes are handed over")
 // NoDisks says why volumes are not served as block devices, nil if they are.
 func (v *Volumes) NoDisks() error { return v.doors.NoDisks() }
 
-// leaveDisks removes the disks that nobody uses: one without a server holds up
-// whoever looks at it. Before a handover all stay, and what they have to write is
-// written while they are still served.
+// leaveDisks removes the disks that nobody uses: one without a server holds up whoever looks at it.
+// Before a handover all stay, and what they have to write is written while they are still served.
 func (v *Volumes) leaveDisks(ctx context.Context) {
 	handover := errors.Is(context.Cause(ctx), ErrHandover)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)

@@ -25,7 +25,7 @@ const parallelFolds = 8
 func (a *attached) newFolds(e index.Entry) *fold.Paced {
 	return fold.NewPaced(a.vol, fold.Config{
 		Bucket: a.v.cfg.Origin, Revise: a.revise, Settle: a.settle, Tails: a.tails,
-		Record: func() catalog.Volume { _, body, _ := a.record(); return body },
+		Record: a.own,
 		Root: func(ctx context.Context, head pack.Head) (volume.Source, error) {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head, As: []content.Ref{{Kind: content.KindVolume, Name: e.Name}}})
 		},

@@ -590,8 +590,7 @@ func (w *model) remove(r *rapid.T) {
 	}
 	if body, err := w.farm.said(name); err != nil || spec.Force || body.ID == v.id && (body.Holder == m.key || body.State == catalog.Released) {
 		for _, other := range w.byID { // else it is another's, as its snapshots are
-			other.going = other.going || other.name == name
-			other.purged = other.purged || other.name == name && spec.Purge
+			other.going, other.purged = other.going || other.name == name, other.purged || other.name == name && spec.Purge
 		}
 	}
 	for _, p := range v.behind { // its folder is what is removed

@@ -56,7 +56,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 	if err != nil {
 		return moment.Moment{}, err
 	}
-	return moment.Of(a.vol, at, func() catalog.Volume { _, now, _ := a.record(); return now })
+	return moment.Of(a.vol, at, a.own)
 }
 
 // passingLabel is that of snapshots which are removed when what they were made for is done;

@@ -13,10 +13,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Detach stops serving a volume. What was written goes to the bucket, and the record is
-// released, so that any node of the farm may attach it; where that can't be done the data
-// stay on this node, and the volume this node's. One that is in use is content.ErrConflict,
-// unless forced.
+// Detach stops serving a volume. What was written goes to the bucket, and the record is released,
+// so that any node of the farm may attach it; where that can't be done the data stay on this node,
+// and the volume this node's. One that is in use is content.ErrConflict, unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "detach volume %q", name)

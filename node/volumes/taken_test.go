@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 // look has a node look at the records of what it has, as it does now and then.
@@ -219,6 +221,39 @@ func TestSnapshotThatStayedBehind(t *testing.T) {
 	}
 	if _, _, err := p.b.Put(t.Context(), "fork", Spec{From: refOf(t, "snapshot:disk@1")}); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("it is forked: %v", err)
+	}
+}
+
+// TestSnapshotIsSettledByItsOwnJournal: a record of who has taken the volume over reaches the place
+// of a snapshot that stayed behind, by numbers that are alike; it says nothing of that.
+func TestSnapshotIsSettledByItsOwnJournal(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", make([]byte, testSize), 4, 1)
+	view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{})
+	if err != nil || view.Durable {
+		t.Fatalf("%+v, %v", view, err)
+	}
+	a, call := p.a.device("disk"), p.b.cfg.Call
+	p.b.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+		return nil, content.ErrUnavailable
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.cfg.Call = call
+	p.b.fill(t, "disk", make([]byte, testSize), 4, 2)
+	if err := p.b.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+		t.Fatal(err)
+	}
+	_ = a.happen(t.Context(), right.Due{}) // it sees whose the volume is
+	_, was, err := p.a.records().Snapshot(t.Context(), "disk@1")
+	if body, _ := p.store.body("disk"); err != nil || body.Through() != was.At {
+		t.Fatalf("the record reaches %v, and the snapshot is at %v: %v", body.Through(), was.At, err)
+	}
+	if err := a.folds.Run(t.Context(), fold.Safe); !errors.Is(err, content.ErrFenced) {
+		t.Errorf("who has lost it folds it: %v", err)
+	}
+	if _, body, err := p.a.records().Snapshot(t.Context(), "disk@1"); err != nil || body.Durable {
+		t.Errorf("it is durable by another's journal: %v", err)
 	}
 }
 

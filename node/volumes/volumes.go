@@ -75,8 +75,7 @@ type Config struct {
 	// Holders are members of the farm that hold what volumes write.
 	Holders *holders.Farm
 	Keep    func(content.Verified) // takes what folds make, to be read without the bucket; or nil
-	// Publish writes the record of an image whose packs are in the bucket; nil is for who
-	// may not.
+	// Publish writes the record of an image whose packs are in the bucket; nil is for who may not.
 	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
 	Now     func() time.Time
 	// Clock goes on while this host sleeps; nil is the system's.
@@ -93,8 +92,7 @@ const (
 	// may mean to read all of its journal. Whoever has its disk open waits as well.
 	tryInterval = 5 * time.Second
 	tryAfterMax = time.Minute
-	// detachTimeout is how long requests in flight may take when a volume is
-	// detached.
+	// detachTimeout is how long requests in flight may take when a volume is detached.
 	detachTimeout = 30 * time.Second
 
 	// parallelOpens is how many volumes are opened at once after a start: each
@@ -170,9 +168,8 @@ func (v *Volumes) openAll(ctx context.Context) {
 	v.each(func(name string, _ *attached) { v.openLater(ctx, name) })
 }
 
-// Run opens the volumes and serves them until ctx ends; then it drains and closes
-// them. Disks that are in use stay with the kernel for the next start, and so do
-// all when the cause is ErrHandover.
+// Run opens the volumes and serves them until ctx ends; then it drains and closes them. Disks that
+// are in use stay with the kernel for the next start, and so do all when the cause is ErrHandover.
 func (v *Volumes) Run(ctx context.Context) error {
 	err := v.doors.Run(ctx, func(ctx context.Context) error {
 		due := right.NewLooks(v.cfg.Returned(), v.cfg.Now())
@@ -263,9 +260,8 @@ func during(err *error, what string, args ...any) {
 	}
 }
 
-// Put creates a volume, or attaches one that this node has. created is false when
-// it was here and attached already. What contradicts a volume that exists is
-// ErrConflict.
+// Put creates a volume, or attaches one that this node has. created is false when it was here and
+// attached already. What contradicts a volume that exists is ErrConflict.
 func (v *Volumes) Put(ctx context.Context, name string, spec terms.Spec) (_ terms.View, created bool, err error) {
 	if err := content.CheckName(name); err != nil {
 		return terms.View{}, false, err
@@ -374,9 +370,8 @@ func (v *Volumes) openLater(ctx context.Context, name string) {
 	}
 }
 
-// attach serves a volume that the mesh has: of this node, or released, or taken over if
-// that is asked for. A failure is kept for List to show, and for serveLater. Called in the
-// volume's turn.
+// attach serves a volume that the mesh has: of this node, or released, or taken over if that is
+// asked for. A failure is kept for List to show, and for serveLater. Called in the volume's turn.
 func (v *Volumes) attach(ctx context.Context, e index.Entry, spec terms.Spec) error {
 	before := v.device(e.Name)
 	if before == nil {
