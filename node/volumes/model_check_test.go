@@ -160,6 +160,10 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 			return nil
 		}
 	}
+	if pick(v.rolling, found) != nil { // before a member shows it
+		v.folded = v.rolledBack(found)
+		return nil
+	}
 	return fmt.Errorf("the bucket has what the volume never was, or no more what it had (released: %t)", v.released)
 }
 

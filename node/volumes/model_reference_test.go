@@ -122,6 +122,7 @@ type modelVolume struct {
 	policies []string // of which its record says one; nil is not looked at
 	rolling  []*state // of which whoever serves it next may bring it back to one
 	removed  bool     // its name is free, or another's
+	back     *state   // which the bucket has by now
 	there    bool     // it has, or had, a record
 	going    bool     // its record goes, or went
 	purged   bool     // its snapshots do
@@ -229,7 +230,7 @@ func (b *book) settle(m *member, a *attached) error {
 	v.name, p.device = e.Name, a.vol
 	if p == v.owner && body.Holder == m.key {
 		p.epoch = body.Epoch
-		v.rolling = nil // it was rolled back by now, or is not any more: what is written from here on stays
+		v.rolling, v.back = nil, nil // it was rolled back by now, or is not any more: what is written from here on stays
 	}
 	return nil
 }
@@ -299,14 +300,23 @@ func (p *place) settleAgain(d disk) error {
 
 // settleRolled is of a member that has brought the volume back to a snapshot.
 func (b *book) settleRolled(v *modelVolume, m *member, d disk) {
-	s := &state{v.owner.now, d}
+	s := v.rolledBack(d)
 	if v.owner.m != m || v.passed { // what it had before it was another's is beside it
 		v.owner.mixed = true
 		v.behind = append(v.behind, v.owner)
 		v.owner = &place{m: m}
 		v.places[m], v.released, v.passed = v.owner, false, false
 	}
-	v.owner.now, v.owner.synced, v.owner.maybe, v.owner.torn, v.rolling = s, s, nil, false, nil
+	v.owner.now, v.owner.synced, v.owner.maybe, v.owner.torn, v.rolling, v.back = s, s, nil, false, nil, nil
+}
+
+// rolledBack is what a volume is once it was brought back to a disk: one state, whether the bucket
+// or a member shows it first.
+func (v *modelVolume) rolledBack(d disk) *state {
+	if v.back == nil || !slices.Equal(v.back.disk, d) {
+		v.back = &state{v.owner.now, d}
+	}
+	return v.back
 }
 
 // settleTaken is of a member that has the volume from another.
