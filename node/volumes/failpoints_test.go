@@ -247,6 +247,9 @@ func liveThrough(t *testing.T, f fate) (kills int) {
 	s.do(b, "look", "disk", nil, func() error { (&model{book: s.book}).tendTo(b); return nil })
 	s.write(a, "disk", 2)
 	put(b, "disk", Spec{Takeover: true})
+	for _, v := range s.byID {
+		v.going = true
+	}
 	s.do(a, "remove", "fork", nil, func() error { return a.Remove(t.Context(), "fork", RemoveSpec{}) })
 	s.do(b, "remove", "disk", nil, func() error { return b.Remove(t.Context(), "disk", RemoveSpec{}) })
 	return s.kills
