@@ -151,6 +151,41 @@ func TestPolicyIsHoldersAgain(t *testing.T) {
 	p.b.is(t, "disk", want)
 }
 
+// TestWithoutItsHolders: who takes a volume over under a policy that asks for none, while those are
+// away that another had named, goes on without them: they are its holders again only once
+// they have what it writes.
+func TestWithoutItsHolders(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+		t.Fatal(err)
+	}
+	p.a.flushed(t, "disk", bytes.Clone(want), 1) // which stays with that node, and its holders
+	p.a.put(t, "disk", Spec{Durability: "local"})
+	far := p.b.cfg.Holders.Lane
+	p.b.cfg.Holders.Lane = farAway{far}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.cfg.Holders.Lane = far
+	if body, err := p.store.body("disk"); err != nil || len(body.Holders) > 0 {
+		t.Errorf("%d holders are named that have what it has not: %v", len(body.Holders), err)
+	}
+	p.b.put(t, "disk", Spec{Durability: "farm:2"})
+	p.b.flushed(t, "disk", want, 2)
+	p.b.is(t, "disk", want)
+	_ = p.a.device("disk").happen(t.Context(), right.Due{}) // it sees whose the volume is
+	p.a.giveUpLost(t.Context())
+	p.a.put(t, "disk", Spec{Takeover: true})
+	p.a.is(t, "disk", want)
+}
+
+// farAway reaches nobody.
+type farAway struct{ holders.Lane }
+
+func (farAway) Ask(context.Context, peer.ID, wire.Message) (func() (*wire.Held, []byte, error), error) {
+	return nil, content.ErrUnavailable
+}
+
 // TestConfirmedLater: a volume whose flushes go to the origin, started while that was away,
 // writes under the epoch that it has from the moment on that the origin is back, and who
 // takes it over ends that one.

@@ -40,8 +40,8 @@ func (f *Farm) now() time.Time {
 }
 
 // Inherit is Inherit for a volume by its record, on this node: dir is made, and is the
-// caller's to remove. It is zero where no holder has anything, or none can be reached and the
-// policy is one that asks for nothing but the writer's disk.
+// caller's to remove. It is zero where the record names no holder, and names none itself where
+// none can be reached and the policy is one that asks for nothing but the writer's disk.
 func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, incarnation uint64, dir string) (Inheritance, error) {
 	if len(record.Holders) == 0 || record.State == catalog.Released { // else they may have what another policy had acknowledged
 		return Inheritance{}, nil
@@ -64,7 +64,7 @@ func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, 
 	switch {
 	case record.Policy == catalog.PolicyLocal && errors.Is(err, content.ErrUnavailable):
 		f.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", name, "err", err)
-		return Inheritance{}, os.RemoveAll(dir)
+		return Inheritance{Epoch: record.Epoch + 1}, os.RemoveAll(dir) // of which none has anything: they are named no more
 	case err == nil && !in.DegradedSince.IsZero():
 		f.Log.Warn("the node that had a volume has acknowledged flushes alone since then; they are on its disk only, if it wrote anything, and become an orphan snapshot when it is back",
 			"volume", name, "since", in.DegradedSince.UTC().Format(time.RFC3339))
