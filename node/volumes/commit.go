@@ -143,6 +143,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 // another's, and then it gets another name.
 func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
 	if body.ID != e.ID {
+		e.Epoch = max(e.Epoch, r.Version+1) // it may have been registered, taken over, and removed
 		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
 	}
 	mine := body.Holder == v.cfg.Self && slices.Contains(e.Tried, right.StampOf(body))

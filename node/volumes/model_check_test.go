@@ -127,6 +127,10 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 	if v == nil {
 		return errors.New("nobody has made it")
 	}
+	if v.called != "" && v.called != name {
+		v.reborn(b.farm.member(body.Holder))
+	}
+	v.called = name
 	b.farm.note("  %s: epoch %d of %s, %s, %s, %d holders, from %d through %d", name, body.Epoch, b.farm.member(body.Holder), body.State, body.Policy, len(body.Holders), body.Base.Seq, body.Through().Seq)
 	if v.policies != nil && !slices.Contains(v.policies, body.Policy) {
 		return fmt.Errorf("it says %s, and was asked for %s", body.Policy, v.policies)

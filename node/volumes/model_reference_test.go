@@ -105,10 +105,11 @@ func (s *state) find(d disk) *state {
 
 // modelVolume is a volume as the reference has it.
 type modelVolume struct {
-	name string
-	id   content.VolumeID
-	size int64    // that a call has said to be there
-	born []*state // one of which it begins as
+	name   string
+	id     content.VolumeID
+	called string   // by its record
+	size   int64    // that a call has said to be there
+	born   []*state // one of which it begins as
 
 	owner    *place // who has written it last under a right
 	released bool   // what the owner had is in the bucket, and anybody may take it
@@ -181,6 +182,18 @@ func newBook(f *farm) *book {
 	return &book{
 		farm: f, byID: map[content.VolumeID]*modelVolume{}, making: map[string]*modelVolume{}, acks: map[string]*member{}, epochs: map[string]uint64{},
 		stamps: map[string]string{}, looked: map[string]string{}, deeds: map[string]int{},
+	}
+}
+
+// reborn is a volume whose name others have freed, and taken, before who made it heard that it
+// was registered: it has another name, and what that node has of it.
+func (v *modelVolume) reborn(m *member) {
+	if p := v.places[m]; p != nil {
+		born := p.now
+		for born.before != nil {
+			born = born.before
+		}
+		v.owner, v.promised, v.folded, v.passed, v.released, v.going, v.purged = p, born, born, false, false, false, false
 	}
 }
 

@@ -170,6 +170,30 @@ func TestEndedBeforeItWasKnownToBeRegistered(t *testing.T) {
 	}
 }
 
+// TestEpochsOfWhatIsNamedAnew: a volume that was registered unheard, taken over and removed, and whose
+// name is another's by now, has another name, and no epoch that it had under the old one.
+func TestEpochsOfWhatIsNamedAnew(t *testing.T) {
+	p := newPair(t)
+	p.store.unheard(func() { p.a.put(t, "disk", Spec{Size: testSize}) })
+	p.b.put(t, "disk", Spec{Takeover: true})
+	had, err := p.store.body("disk")
+	if err == nil {
+		err = p.b.Remove(t.Context(), "disk", RemoveSpec{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{Size: testSize})
+	for _, name := range []string{"disk", "disk.node"} {
+		if err := p.a.commitLater(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if body, err := p.store.body("disk.node"); err != nil || body.ID != had.ID || body.Epoch <= had.Epoch {
+		t.Errorf("epoch %d, and it had %d: %v", body.Epoch, had.Epoch, err)
+	}
+}
+
 // TestSnapshotOfWhoHadTheNameBefore: a snapshot that is not durable is not read from another
 // volume that has the name by now, though that has a place like its own.
 func TestSnapshotOfWhoHadTheNameBefore(t *testing.T) {
