@@ -156,8 +156,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	return v, nil
 }
 
-// openAll opens the volumes that were attached. One that can't be opened is kept, and
-// shown as failed.
+// openAll opens the volumes that were attached. One that can't be opened is kept, and shown as failed.
 func (v *Volumes) openAll(ctx context.Context) {
 	v.opening.Store(true)
 	defer v.opened.Store(true)
