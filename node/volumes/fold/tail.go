@@ -378,9 +378,8 @@ func (t *Tails) forestalled(ctx context.Context, store bucket.Bucket, ref conten
 	return endedEpoch{ref.Epoch, ref.After}
 }
 
-// run is the tails between two places as one segment of a record; the zero one where they
-// are not this process's, and a chain from just there to just there, of one epoch: by that
-// they are found.
+// run is the tails between two places as one segment of a record; the zero one where they are not
+// this process's, and a chain from just there to just there, of one epoch: by that they are found.
 func (t *Tails) run(after, through content.Position) (run content.SegmentRef) {
 	if t == nil {
 		return run
