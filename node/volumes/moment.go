@@ -44,7 +44,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attached) (moment.Moment, error) {
 	switch {
 	case ref.Folded, (a == nil || a.folds == nil) && v.names().Released(ctx, ref.Name):
-		_, body, err := v.records().Volume(ctx, ref.Name)
+		_, body, err := v.records().Folded(ctx, ref.Name)
 		if err != nil {
 			return moment.Moment{}, err
 		}
