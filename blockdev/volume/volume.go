@@ -185,7 +185,9 @@ func Open(cfg Config) (*Volume, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume %s: %w", cfg.Dir, err), v.Close())
 	}
-	if !cfg.ReadOnly {
+	if cfg.ReadOnly { // its end is a place like one that is kept
+		v.freezeAt(v.position())
+	} else {
 		v.tend()
 	}
 	return v, nil

@@ -19,9 +19,8 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// keepTrying writes the records of volumes that were created while the origin was
-// away, serves those that could not be served, and stops those that were taken away. An origin that is slow keeps no
-// volume from being served, nor one volume another.
+// keepTrying registers volumes that were made while the origin was away, serves those that could not
+// be, and stops those that were taken. A slow origin keeps none from being served, nor one another.
 func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return v.keepOwned(ctx, due) })

@@ -92,29 +92,25 @@ func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e ind
 	}}
 	_ = spec.Change(&e.Volume) // nobody was there before
 	rand.Read(e.ID[:])
-	if spec.From == (content.Ref{}) {
-		if e.Size == 0 {
-			return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
-		}
+	switch blank := spec.From == (content.Ref{}); {
+	case blank && e.Size == 0:
+		return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
+	case blank:
 		return e, from, nil
-	}
-	if spec.From.Kind != content.KindImage {
+	case spec.From.Kind != content.KindImage:
 		if from, err = v.parentOf(ctx, spec.From); err == nil {
 			err = from.Begins(&e)
 		}
 		return e, from, err
 	}
 	b, err := v.cfg.Library.Base(ctx, spec.From)
-	if err != nil {
-		return e, from, err
+	if err == nil {
+		err = moment.Fits(&e, b.Head.Root.Size)
 	}
-	if err := moment.Fits(&e, b.Head.Root.Size); err != nil {
-		return e, from, err
-	}
-	if e.Made, err = b.Head.Encode(v.codec); err != nil {
-		return e, from, err
+	if err == nil {
+		e.Made, err = b.Head.Encode(v.codec)
 	}
 	e.Head, e.Lineage = &b.Head, b.Lineage
 	e.Head.Scope = content.Farm(v.cfg.Farm) // what it is made from may be for others too, the volume is its farm's
-	return e, from, nil
+	return e, from, err
 }

@@ -45,6 +45,9 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 	}
 	if a := v.device(body.Volume); a != nil && a.folds != nil && !body.Orphan {
 		if a.keeps(body) {
+			if !body.Durable { // a fold that was under way may have laid it on another root
+				body.Folded = a.own().Folded
+			}
 			if p, err := moment.ParentAt(a.vol, body); err == nil || !body.Durable {
 				return p, err
 			}

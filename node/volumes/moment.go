@@ -44,7 +44,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attached) (moment.Moment, error) {
 	switch {
 	case ref.Folded, (a == nil || a.folds == nil) && v.names().Released(ctx, ref.Name):
-		_, body, err := v.records().Volume(ctx, ref.Name)
+		_, body, err := v.records().Folded(ctx, ref.Name)
 		if err != nil {
 			return moment.Moment{}, err
 		}
@@ -91,7 +91,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 			break
 		}
 		if a.keeps(body) {
-			return moment.Of(a.vol, body.At, func() catalog.Volume { _, now, _ := a.record(); now.Size = body.Size; return now })
+			return moment.Of(a.vol, body.At, func() catalog.Volume { now := a.own(); now.Size = body.Size; return now })
 		}
 		_, body, err = v.records().Snapshot(ctx, id) // it has become durable meanwhile
 	}
@@ -106,11 +106,11 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, v.cfg.Who(body.Holder))
 }
 
-// keeps keeps the place of a snapshot in the journal, if it is in this one: not in that of
-// another volume that had the name, nor in what stayed with who had this one before.
+// keeps keeps the place of a snapshot in the journal, if it is in this one: not in that of another
+// volume that had the name, nor of who had this one before, or has it by now.
 func (a *attached) keeps(body catalog.Snapshot) bool {
 	e, _ := a.v.index.Get(a.Name())
-	mine := body.Durable || slices.Contains(e.Waiting, index.Waiting{Number: body.Number, At: body.At, Size: body.Size})
+	mine := body.Durable && body.Epoch <= e.Epoch || slices.Contains(e.Waiting, index.Waiting{Number: body.Number, At: body.At, Size: body.Size})
 	return e.ID == body.ID && mine && a.vol.Keep(body.At) == nil
 }
 
@@ -176,8 +176,8 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 // past is for one who asks for parts of that again and again, of a volume that is served here.
 func (v *Volumes) past(a *attached) *moment.Past {
 	return &moment.Past{Nodes: v.bucket().Nodes, IsNow: func(m moment.Moment) bool { return m.At == a.vol.End() }, Open: func(ctx context.Context, number uint64) (moment.Moment, error) {
-		if _, now, _ := a.record(); number == 0 && a.vol.Geometry().ReadOnly {
-			return moment.Still(a.vol, now), nil
+		if number == 0 && a.vol.Geometry().ReadOnly {
+			return moment.Still(a.vol, a.own()), nil
 		} else if number == 0 {
 			return v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
 		}

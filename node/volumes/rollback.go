@@ -61,8 +61,7 @@ func (v *Volumes) mayRoll(ctx context.Context, name, id string) (uint64, error) 
 
 // rollTo has the record of a volume that nobody uses say that it is being rolled back. That
 // it may is noted before: where nobody can tell whether the record says so, what it was is
-// not served, as what is written to that would go once the record is read. The snapshot's
-// is written once more then, as who removes it has looked at the volume's before.
+// not served, as what is written to that would go once the record is read.
 func (a *attached) rollTo(ctx context.Context, id string, number uint64) error {
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		body.Rolling = number
@@ -70,7 +69,7 @@ func (a *attached) rollTo(ctx context.Context, id string, number uint64) error {
 		return err
 	})
 	if err == nil {
-		_, err = a.v.records().ChangeSnapshot(ctx, id, func(*catalog.Snapshot) bool { return true })
+		err = a.v.records().Hold(ctx, id)
 	}
 	if errors.Is(err, content.ErrNotFound) {
 		err = errors.Join(err, a.rolled(ctx))
@@ -94,10 +93,14 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 	}
 	ref := content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Rolling}
 	defer during(&err, "roll it back to %s, as was asked for", ref)
-	if k, _ := catalog.PolicyHolders(e.Policy); k > 0 { // who can't go on with the journal begins where the bucket ends, and nobody else folds it now
-		if err = a.folds.Run(ctx, fold.Safe); err != nil {
-			return err
-		}
+	if err = a.v.records().Hold(ctx, ref.RecordName()); errors.Is(err, content.ErrNotFound) { // it went before anything was written
+		return a.rolled(ctx)
+	}
+	if k, _ := catalog.PolicyHolders(e.Policy); k > 0 && err == nil { // who can't go on with the journal begins where the bucket ends, and nobody else folds it now
+		err = a.folds.Run(ctx, fold.Safe)
+	}
+	if err != nil {
+		return err
 	}
 	was, err := a.v.momentOfSnapshot(ctx, ref.RecordName(), a)
 	if err != nil {

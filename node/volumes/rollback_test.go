@@ -220,3 +220,75 @@ func (u *rollLost) Commit(ctx context.Context, kind content.Kind, name string, b
 	}
 	return r, err
 }
+
+// TestHalfARollbackIsNeverRead: what the bucket has of a volume that is being rolled back was
+// never the volume, and nothing is made of it.
+func TestHalfARollbackIsNeverRead(t *testing.T) {
+	p := newPair(t)
+	was, now := newRolled(t, p)
+	p.halfRolled(t, was)
+	if _, _, err := p.b.Put(t.Context(), "fork", Spec{From: refOf(t, "volume:disk?at=folded"), Transport: terms.NBD}); err == nil {
+		got := make([]byte, testSize)
+		if err := p.b.device("fork").vol.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, was) && !bytes.Equal(got, now) {
+			t.Errorf("the fork is a mixture: %v", err)
+		}
+	} else if !errors.Is(err, content.ErrUnavailable) {
+		t.Error(err)
+	}
+	if m, err := p.b.Volumes.moment(t.Context(), refOf(t, "volume:disk?at=folded")); err == nil {
+		got := make([]byte, testSize)
+		if err := errors.Join(m.Read(t.Context(), got, 0), m.Close()); err != nil || !bytes.Equal(got, was) && !bytes.Equal(got, now) {
+			t.Errorf("what is exported is a mixture: %v", err)
+		}
+	} else if !errors.Is(err, content.ErrUnavailable) {
+		t.Error(err)
+	}
+}
+
+// TestReaderOfARollback: who asked for a volume to read while it was rolled back reads it
+// afterwards, also where that changed nothing.
+func TestReaderOfARollback(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 5, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: terms.Durable}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.a.device("disk").rollTo(t.Context(), "disk@1", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.b.Put(t.Context(), "disk", Spec{ReadOnly: true, Transport: terms.NBD}); !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("half a rollback is read: %v", err)
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.a.openAll(t.Context())
+	p.b.put(t, "disk", Spec{ReadOnly: true})
+	p.b.is(t, "disk", shadow)
+}
+
+// TestRollbackCutShortBesideARemoval: a node that dies between its two records, of which another
+// removes the second, has its volume as it was.
+func TestRollbackCutShortBesideARemoval(t *testing.T) {
+	p := newPair(t)
+	_, now := newRolled(t, p)
+	if err := p.a.Settle(t.Context(), "disk@1"); err != nil {
+		t.Fatal(err)
+	}
+	p.b.cfg.Registry = &deleting{p.store, func() {
+		if err := p.a.device("disk").revise(t.Context(), func(body *catalog.Volume) error { body.Rolling = 1; return nil }); err != nil {
+			t.Error(err)
+		}
+	}}
+	if err := p.b.RemoveSnapshot(t.Context(), "disk@1"); err != nil {
+		t.Fatal(err)
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.a.openAll(t.Context())
+	if state := p.a.state(t, "disk"); state != terms.StateAttached {
+		t.Fatalf("it is %s", state)
+	}
+	p.a.is(t, "disk", now)
+}

@@ -110,9 +110,8 @@ func (d Doors) Choose(transport string) (string, error) {
 	return terms.NBD, nil
 }
 
-// noDiskWaits fails if a volume that NBD is to serve has a disk in the kernel, which may
-// be mounted and have writes to give out: they would come again after those of NBD's
-// clients.
+// noDiskWaits fails if a volume that NBD is to serve has a disk in the kernel, which may be mounted
+// and have writes to give out: they would come again after those of NBD's clients.
 func (d Doors) noDiskWaits(e index.Entry) error {
 	if e.Transport == terms.NBD || e.Disk == nil {
 		return nil
@@ -124,9 +123,8 @@ func (d Doors) noDiskWaits(e index.Entry) error {
 		content.ErrUnavailable, *e.Disk, d.noUBLK)
 }
 
-// GiveUpDisk removes the disk that the kernel keeps for a volume which could not be
-// served again. Its users wait there: with any that is content.ErrConflict, unless
-// forced.
+// GiveUpDisk removes the disk that the kernel keeps for a volume which could not be served again.
+// Its users wait there: with any that is content.ErrConflict, unless forced.
 func (d Doors) GiveUpDisk(ctx context.Context, e index.Entry, force bool) error {
 	switch {
 	case !e.Attached || e.Transport == terms.NBD || e.Disk == nil:
@@ -171,8 +169,7 @@ func (d Doors) Sweep(ctx context.Context, entries []index.Entry) error {
 	return err
 }
 
-// diskMark marks a volume's disk in the kernel, whose number may become another
-// volume's.
+// diskMark marks a volume's disk in the kernel, whose number may become another volume's.
 func diskMark(e index.Entry) uint32 { return binary.LittleEndian.Uint32(e.ID[:]) }
 
 // OpenDisk makes a disk of an open volume, or takes its disk up where the last start left

@@ -57,8 +57,7 @@ func NewPaced(vol *volume.Volume, cfg Config) *Paced {
 	return p
 }
 
-// Hold keeps folds from beginning, once the one that is under way has ended, until end is
-// called.
+// Hold keeps folds from beginning, once the one that is under way has ended, until end is called.
 func (p *Paced) Hold(ctx context.Context) (end func(), err error) {
 	select {
 	case p.turn <- struct{}{}:
@@ -151,9 +150,8 @@ func (p *Paced) GiveWay() {
 	}
 }
 
-// dismiss has the record name no holders any more, once the bucket has all that was
-// acknowledged by the time when flushes did not wait for them any more: was is from before it
-// was brought there.
+// dismiss has the record name no holders any more, once the bucket has all that was acknowledged by
+// the time when flushes did not wait for them any more: was is from before it was brought there.
 func (p *Paced) dismiss(ctx context.Context, was catalog.Volume) error {
 	if k, _ := catalog.PolicyHolders(was.Policy); k > 0 || len(was.Holders) == 0 {
 		return nil

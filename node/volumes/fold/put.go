@@ -13,8 +13,7 @@ import (
 )
 
 const (
-	// putTries is how often an object is sent whose fate is unknown; who wants it folds
-	// again later.
+	// putTries is how often an object is sent whose fate is unknown; who wants it folds again later.
 	putTries = 3
 	// comparePiece is how much of two objects is compared at a time.
 	comparePiece = 64 << 10

@@ -378,9 +378,8 @@ func (t *Tails) forestalled(ctx context.Context, store bucket.Bucket, ref conten
 	return endedEpoch{ref.Epoch, ref.After}
 }
 
-// run is the tails between two places as one segment of a record; the zero one where they
-// are not this process's, and a chain from just there to just there, of one epoch: by that
-// they are found.
+// run is the tails between two places as one segment of a record; the zero one where they are not
+// this process's, and a chain from just there to just there, of one epoch: by that they are found.
 func (t *Tails) run(after, through content.Position) (run content.SegmentRef) {
 	if t == nil {
 		return run
@@ -415,12 +414,13 @@ func joined(chain []content.SegmentRef) content.SegmentRef {
 // content.ErrNotFound.
 func tailsOf(ctx context.Context, in bucket.Bucket, run content.SegmentRef) ([]journal.AdoptedSegment, error) {
 	keys, err := tailKeys(ctx, in, run)
-	if err == nil && len(keys) < run.Tails {
-		err = content.ErrNotFound
-	}
 	var tails []journal.AdoptedSegment
 	if err == nil {
 		tails, err = readTails(ctx, in, run.Volume, keys)
+	}
+	tails = slices.DeleteFunc(tails, func(s journal.AdoptedSegment) bool { return ends(s.Ref) }) // by who was slower than the writer
+	if err == nil && len(tails) < run.Tails {
+		err = content.ErrNotFound
 	}
 	if err != nil {
 		return nil, fmt.Errorf("tails of volume %s behind entry %d: %w", run.Volume, run.After.Seq, err)

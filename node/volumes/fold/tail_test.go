@@ -439,6 +439,39 @@ func endedInVain(t *testing.T, copied bool) {
 	w.whole()
 }
 
+// TestARecordNamesTailsAboutVainEnds: a node that was slower than the writer has left ends of the
+// epoch where no tail came, as the journal went on by several segments: what the record names is
+// read all the same.
+func TestARecordNamesTailsAboutVainEnds(t *testing.T) {
+	w := newWorld(t)
+	w.newTails(content.Position{})
+	f := w.fold()
+	for i := range int64(6) {
+		w.write(i*64, byte(i+1))
+		if i%3 == 2 {
+			if err := w.flush(); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		at, err := w.journal.Seal(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.journal.Release(at)
+	}
+	if ended, err := endAt(t.Context(), w.store, content.SegmentRef{Volume: w.body.ID, Epoch: w.journal.epoch}, 2); ended || err != nil {
+		t.Fatalf("the writer was not quicker: %v", err)
+	}
+	if err := f.Run(t.Context(), Safe); err != nil {
+		t.Fatal(err)
+	}
+	if now := w.record(); tailsIn(now.Segments) != 2 {
+		t.Errorf("the record names %+v", now.Segments)
+	}
+	w.whole()
+}
+
 // policed gives the volume tails, by which its flushes go once its record says `origin`.
 func (w *world) policed() *Tails {
 	return &Tails{Bucket: w.bucket, Dir: w.t.TempDir}

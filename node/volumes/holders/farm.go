@@ -98,9 +98,8 @@ type Owner struct {
 	Origin func(ctx context.Context, upTo content.Position) error
 }
 
-// Guard has the flushes of a volume wait for whom the policy in its record says: for
-// holders, as long as it is that, under the epoch that the record has. Use: Farm.Guard,
-// Begin, Close.
+// Guard has the flushes of a volume wait for whom the policy in its record says: for holders, as
+// long as it is that, under the epoch that the record has. Use: Farm.Guard, Begin, Close.
 type Guard struct {
 	farm  *Farm
 	owner Owner

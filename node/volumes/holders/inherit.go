@@ -54,13 +54,12 @@ type Inheritance struct {
 	DegradedSince time.Time
 }
 
-// inherit takes over what a volume's holders have. One of them at least, of those that the
-// record names, promises to take nothing of an earlier epoch any more; so nothing that is
-// acknowledged later is missed, as each has all that was acknowledged. What the one has whose
-// last entry is the latest is copied to K members, and nothing else that any has counts
-// from then on. The caller writes {epoch, incarnation, holders} over the record, and only
-// then serves the volume. ErrUnavailable: no holder could be reached. ErrConflict:
-// another is taking the volume over.
+// inherit takes over what a volume's holders have. One of them at least, of those that the record
+// names, promises to take nothing of an earlier epoch any more; so nothing that is acknowledged
+// later is missed, as each has all that was acknowledged. What the one has whose last entry is the
+// latest is copied to K members, and nothing else that any has counts from then on. The caller
+// writes {epoch, incarnation, holders} over the record, and only then serves the volume.
+// ErrUnavailable: no holder could be reached. ErrConflict: another is taking the volume over.
 func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
 	in = Inheritance{Epoch: x.record.Epoch + 1, DegradedSince: x.record.DegradedSince}
 	if in.Epoch, err = x.epoch(ctx); err != nil {
@@ -173,8 +172,7 @@ func (x *heir) promise(ctx context.Context) error {
 	return nil
 }
 
-// wanted are the segments of a holder that the record has not, if they are a chain from
-// there on.
+// wanted are the segments of a holder that the record has not, if they are a chain from there on.
 func (x *heir) wanted(held wire.Held) (out []content.SegmentRef, err error) {
 	last := held.Base
 	if last.Seq > x.through.Seq {

@@ -17,9 +17,8 @@ import (
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
-// promise takes a claim, durable before the answer, unless a later one was promised. The
-// same epoch in another start of a process is none that is later: who comes again takes the
-// next.
+// promise takes a claim, durable before the answer, unless a later one was promised. The same epoch
+// in another start of a process is none that is later: who comes again takes the next.
 func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []byte, err error) {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()

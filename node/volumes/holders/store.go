@@ -249,11 +249,10 @@ type Said struct {
 	Holder  bool             // names this node as one
 }
 
-// frees reports whether nobody can need any more what is held of a volume for a claim. A
-// volume whose name was freed, or given to another since, is no more; epochs of a name begin
-// behind the versions that its record had before, so that an old one is not taken for that.
-// Who is taking a volume over may be about to name this node, until the record has an epoch
-// as late.
+// frees reports whether nobody can need any more what is held of a volume for a claim. A volume
+// whose name was freed, or given to another since, is no more; epochs of a name begin behind the
+// versions that its record had before, so that an old one is not taken for that. Who is taking a
+// volume over may be about to name this node, until the record has an epoch as late.
 func (s Said) frees(id content.VolumeID, c wire.Claim) bool {
 	if s.ID != id {
 		return s.Version >= c.Epoch

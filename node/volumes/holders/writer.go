@@ -363,11 +363,10 @@ func (w *Writer) wake() {
 	}
 }
 
-// Vouched reports whether all who may be holders, by any record that may be there, have said
-// since the call that they are promised to this claim. Who takes the volume over must have
-// had the promise of one of them, before the record said so; and one that has lost its disk,
-// or was let go by another, has no promise to tell of. So it is what a flush is sure of that
-// they all have taken.
+// Vouched reports whether all who may be holders, by any record that may be there, have said since
+// the call that they are promised to this claim. Who takes the volume over must have had the
+// promise of one of them, before the record said so; and one that has lost its disk, or was let go
+// by another, has no promise to tell of. So it is what a flush is sure of that they all have taken.
 func (w *Writer) Vouched(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, vouchWithin)
 	defer cancel()

@@ -81,8 +81,7 @@ const (
 	// A folder gets its own name when what is in it is whole, and another one before
 	// that is taken away; a start goes on with what it finds under these.
 	halfMade, halfGone = ".new", ".gone"
-	// volumesMax bounds the volumes of a node; each costs a folder, an index and
-	// an open file or two.
+	// volumesMax bounds the volumes of a node; each costs a folder, an index and an open file or two.
 	volumesMax = 4096
 )
 

@@ -54,12 +54,12 @@ func ParentAt(vol *volume.Volume, known catalog.Snapshot) (Parent, error) {
 	p := Parent{Known: known, Done: func() { vol.Release(known.At) }}
 	last := known.Base
 	for _, s := range vol.Sealed() {
-		if s.Ref.Through.Seq > known.Base.Seq && s.Ref.Through.Seq <= known.At.Seq {
+		if s.Ref.After.Seq <= last.Seq && s.Ref.Through.Seq > last.Seq && s.Ref.Through.Seq <= known.At.Seq { // what a fold has cut off is missed
 			p.Segments = append(p.Segments, s)
 			last = s.Ref.Through
 		}
 	}
-	if last.Seq != known.At.Seq {
+	if last.Seq != known.At.Seq || known.Through().Seq > last.Seq {
 		p.Done()
 		return Parent{}, fmt.Errorf("%w: its journal was rewritten meanwhile; try again", content.ErrUnavailable)
 	}

@@ -47,8 +47,7 @@ type Answer struct {
 // Errands are what a node does for who waits for an answer; who receives them does them.
 type Errands chan func(context.Context)
 
-// Do has something done by Run, and waits for it a little. It reports whether that has
-// begun.
+// Do has something done by Run, and waits for it a little. It reports whether that has begun.
 func (e Errands) Do(ctx context.Context, do func(context.Context)) bool {
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(ctx, answerWait)
@@ -63,8 +62,7 @@ func (e Errands) Do(ctx context.Context, do func(context.Context)) bool {
 	return true
 }
 
-// Begin has it done, and does not wait for that; false where nobody does errands by the end
-// of ctx.
+// Begin has it done, and does not wait for that; false where nobody does errands by the end of ctx.
 func (e Errands) Begin(ctx context.Context, do func(context.Context)) bool {
 	select {
 	case e <- do:

@@ -82,7 +82,7 @@ func (s Source) Attach(ctx context.Context, q Ask) (e index.Entry, fresh bool, e
 
 // prepare makes the folder of a reader, unless there is one of the same moment.
 func (s Source) prepare(ctx context.Context, q Ask) (e index.Entry, made bool, err error) {
-	r, body, err := s.Records.Volume(ctx, q.Name)
+	r, body, err := s.Records.Folded(ctx, q.Name)
 	for range records.Tries {
 		switch {
 		case err != nil:
@@ -96,7 +96,7 @@ func (s Source) prepare(ctx context.Context, q Ask) (e index.Entry, made bool, e
 			return e, true, nil
 		}
 		failed, was := err, body
-		r, body, err = s.Records.Volume(ctx, q.Name)
+		r, body, err = s.Records.Folded(ctx, q.Name)
 		if err != nil || isOf(was, body) { // else a fold went on meanwhile, and took what was to be read
 			return e, false, failed
 		}

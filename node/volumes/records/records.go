@@ -105,8 +105,7 @@ func (x Records) PutVolume(ctx context.Context, name string, base *catalog.Recor
 	return x.Registry.Commit(ctx, content.KindVolume, name, base, b)
 }
 
-// Register writes the record of a new volume, over that of the name's last deletion if it
-// had one.
+// Register writes the record of a new volume, over that of the name's last deletion if it had one.
 func (x Records) Register(ctx context.Context, name string, gone catalog.Record, body catalog.Volume) (catalog.Record, error) {
 	if gone.Tombstone && gone.ETag != "" {
 		return x.PutVolume(ctx, name, &gone, body)
@@ -131,6 +130,18 @@ func (x Records) ChangeSnapshot(ctx context.Context, id string, change func(*cat
 	})
 }
 
+// Hold writes the record of a snapshot once more, when that of its volume says that it is being
+// rolled back to it: who removes one has looked at the volume's before. ErrNotFound is signed.
+func (x Records) Hold(ctx context.Context, id string) error {
+	_, err := x.ChangeSnapshot(ctx, id, func(*catalog.Snapshot) bool { return true })
+	if errors.Is(err, content.ErrNotFound) {
+		if r, _, _ := x.Snapshot(ctx, id); !r.Tombstone {
+			err = fmt.Errorf("snapshot %s: %w: nobody has signed that it was deleted", id, content.ErrUnavailable)
+		}
+	}
+	return err
+}
+
 func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, write func(*catalog.Record, B) error) (B, error) {
 	for range Tries {
 		r, body, err := read()
@@ -145,9 +156,17 @@ func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, 
 	return none, Busy()
 }
 
+// Folded is Volume for who reads what the bucket has: ErrUnavailable while it may be half a rollback.
+func (x Records) Folded(ctx context.Context, name string) (r catalog.Record, body catalog.Volume, err error) {
+	if r, body, err = x.Volume(ctx, name); err == nil && body.Rolling != 0 {
+		err = fmt.Errorf("%w: it is being rolled back to %s@%d: read that, or try again once it is attached", content.ErrUnavailable, name, body.Rolling)
+	}
+	return r, body, err
+}
+
 // Share has the record of a volume say that others name all that is in the bucket of it.
 func (x Records) Share(ctx context.Context, name string) (catalog.Volume, error) {
-	return again(func() (catalog.Record, catalog.Volume, error) { return x.Volume(ctx, name) }, func(body *catalog.Volume) bool {
+	return again(func() (catalog.Record, catalog.Volume, error) { return x.Folded(ctx, name) }, func(body *catalog.Volume) bool {
 		through := body.Through().Seq
 		shares := through > body.Shared
 		body.Shared = max(through, body.Shared)

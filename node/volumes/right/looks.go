@@ -46,9 +46,8 @@ func (l *Looks) End(now time.Time) {
 	maps.DeleteFunc(l.asked, func(_ content.VolumeID, asked time.Time) bool { return now.Sub(asked) >= vainFor })
 }
 
-// IsDue reports whether the record of a volume is to be looked at, which is done then; said
-// is when it was last asked for and said that the volume is this node's, zero if it is not
-// known to say so.
+// IsDue reports whether the record of a volume is to be looked at, which is done then; said is when
+// it was last asked for and said that the volume is this node's, zero if it is not known to say so.
 func (l *Looks) IsDue(id content.VolumeID, said, now time.Time) bool {
 	last, wait := said, SaidFor
 	if asked := l.asked[id]; !said.IsZero() && asked.After(said) { // in vain

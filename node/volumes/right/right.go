@@ -19,8 +19,7 @@ type Stamp struct {
 // StampOf is under what a record says that the volume is written.
 func StampOf(body catalog.Volume) Stamp { return Stamp{body.Epoch, body.Incarnation} }
 
-// triedMax bounds the stamps that are kept of commits whose end is not known: one of each
-// start.
+// triedMax bounds the stamps that are kept of commits whose end is not known: one of each start.
 const triedMax = 16
 
 // Stage is how far a node is with its right to a volume.
@@ -32,8 +31,7 @@ const (
 	Idle Stage = ""
 	// Asking: the record is being read, before anything is served.
 	Asking Stage = "asking"
-	// Taking: the next epoch is being written to the record. Who was unconfirmed serves
-	// meanwhile.
+	// Taking: the next epoch is being written to the record. Who was unconfirmed serves meanwhile.
 	Taking, Confirming Stage = "taking", "confirming"
 	// Doubting: the record may have that epoch by now, or not.
 	Doubting Stage = "doubting"
@@ -157,8 +155,7 @@ func (s State) MayAcknowledge(alone bool) bool {
 	return alone && s.Stage == Uncommitted
 }
 
-// IsSure reports whether the last record that was seen is this node's, under the stamp that
-// it has.
+// IsSure reports whether the last record that was seen is this node's, under the stamp that it has.
 func (s State) IsSure() bool { return s.Stage == Serving || s.Stage == Checking }
 
 // IsMine reports whether a record is as this node wrote it.

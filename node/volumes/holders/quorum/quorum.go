@@ -225,9 +225,8 @@ func (s *State) Needs() bool { return !s.short.IsZero() && len(s.behind) > 0 }
 // Short reports whether a flush has waited for that long.
 func (s *State) Short(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.short) >= d }
 
-// Stuck reports whether a flush waits, and nothing has come nearer for that long to what it
-// waits for: members who are being filled get there in the end, as a journal is no larger
-// than a disk.
+// Stuck reports whether a flush waits, and nothing has come nearer for that long to what it waits
+// for: members who are being filled get there in the end, as a journal is no larger than a disk.
 func (s *State) Stuck(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.moved) >= d }
 
 // nearer reports whether all who are followed, if they are enough, have more than before, or
@@ -380,9 +379,8 @@ func (s *State) named(h trust.PublicKey) bool {
 	return slices.Contains(s.said.Holders, h) || slices.ContainsFunc(s.maybe, func(r Record) bool { return slices.Contains(r.Holders, h) })
 }
 
-// write changes the record where that is due. What is going to be written counts as
-// what the record may say from then on, so that all new holders have what is acknowledged
-// when it is.
+// write changes the record where that is due. What is going to be written counts as what the record
+// may say from then on, so that all new holders have what is acknowledged when it is.
 func (s *State) write() []Action {
 	if s.writing {
 		return nil
