@@ -74,10 +74,8 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]terms.View, error) {
 // Snapshots returns the snapshots of a volume, or of all with "", in the order of
 // terms.CompareSnapshots.
 func (v *Volumes) Snapshots(ctx context.Context, volume string) ([]terms.SnapshotView, error) {
-	if volume != "" {
-		if err := content.CheckName(volume); err != nil {
-			return nil, err
-		}
+	if err := content.CheckName(volume); volume != "" && err != nil {
+		return nil, err
 	}
 	out := []terms.SnapshotView{}
 	for _, body := range v.records().Snapshots(ctx, volume) {

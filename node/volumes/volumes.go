@@ -473,27 +473,32 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec
 	if !ok {
 		return v.names().Remove(ctx, name, spec)
 	}
-	if err := v.letGo(ctx, e, spec); err != nil {
+	err = (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force)
+	if err == nil {
+		err = v.letGo(ctx, e, v.device(name), spec)
+	}
+	if err != nil {
 		return err
 	}
-	remove := v.index.Remove
-	err = v.close(ctx, name, spec.Force, nil)
+	remove, late := v.index.Remove, error(nil) // what it got meanwhile
+	err = v.close(ctx, name, spec.Force, func(a *attached) { late = v.letGo(ctx, e, a, spec) })
+	err = errors.Join(err, late)
 	switch taken := e.Taken != "" && !e.Empty; {
 	case err != nil:
 	case taken && !spec.Purge && !e.Removing:
 		remove = v.index.SetAside
 	default:
-		if taken {
-			err = v.orphans.Purge(ctx, e)
-		}
-		if err == nil && (!taken || e.Removing) {
+		if !taken || e.Removing {
 			removing := func(is bool) {
-				_, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, is })
+				e, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, is })
 			} // on a full disk it goes too
 			removing(true)
 			if err = v.names().RemoveOwn(ctx, e, v.incarnation, spec); errors.Is(err, content.ErrConflict) {
 				removing(false)
 			}
+		}
+		if err == nil && taken { // its name is free, or another volume's
+			err = v.orphans.Purge(ctx, e)
 		}
 	}
 	switch {
@@ -514,11 +519,10 @@ func (v *Volumes) detached(e index.Entry) error {
 }
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
-// or get into the bucket, if this node has some that are not there. No other may read it.
-func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec terms.RemoveSpec) error {
-	a := v.device(e.Name)
-	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force); err != nil {
-		return err
+// or get into the bucket, if this node has some that are not there. a has it open, if anybody does.
+func (v *Volumes) letGo(ctx context.Context, e index.Entry, a *attached, spec terms.RemoveSpec) error {
+	if a != nil && a.folds != nil { // also those that are being made
+		e = a.waiting()
 	}
 	switch {
 	case spec.Purge:
