@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -320,5 +321,35 @@ func TestTakenFromWhoGoesOn(t *testing.T) {
 				t.Errorf("write %d was acknowledged, and %d is there", want, got)
 			}
 		})
+	}
+}
+
+// TestGivenUpOnceItIsBack: a volume that was lost, detached and taken back while somebody was about
+// to give it up is served on.
+func TestGivenUpOnceItIsBack(t *testing.T) {
+	p := newPair(t)
+	for _, w := range []*world{p.a, p.b} { // nobody does errands here
+		w.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) { return nil, nil }
+	}
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.b.put(t, "disk", Spec{Takeover: true})
+	a := p.a.device("disk")
+	_ = a.happen(t.Context(), right.Due{}) // it says that it is fenced
+	end := p.a.turn("disk")
+	done := make(chan struct{})
+	go func() { defer close(done); p.a.giveUpLost(t.Context()) }()
+	for !a.leaving.Load() {
+		runtime.Gosched()
+	}
+	if err := p.a.detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.a.Volumes.put(t.Context(), "disk", Spec{Takeover: true, Transport: terms.NBD}); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	<-done
+	if e, _ := p.a.index.Get("disk"); e.Taken != "" || p.a.state(t, "disk") != terms.StateAttached {
+		t.Errorf("it is %s: %s", p.a.state(t, "disk"), e.Taken)
 	}
 }
