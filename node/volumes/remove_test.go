@@ -390,3 +390,49 @@ func TestSnapshotWhileItIsRemoved(t *testing.T) {
 		t.Error("a snapshot that was made meanwhile has other bytes")
 	}
 }
+
+// reborn is a registry that has another make a volume of a name as soon as that is free.
+type reborn struct {
+	records.Registry
+	make func()
+}
+
+func (r reborn) Delete(ctx context.Context, base catalog.Record) error {
+	err := r.Registry.Delete(ctx, base)
+	if base.Kind == content.KindVolume {
+		r.make()
+	}
+	return err
+}
+
+// TestPurgeLeavesTheNextVolumes: what another makes under a name as soon as that is free is not
+// purged with what had the name before.
+func TestPurgeLeavesTheNextVolumes(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		p := newPair(t)
+		p.a.put(t, "disk", Spec{Size: testSize})
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Fatal(err)
+		}
+		by, other := p.a, p.b
+		if away {
+			by, other = p.b, newWorld(t)
+			p.join(other)
+			other.cfg.Self = trust.PublicKey{3}
+		}
+		by.cfg.Registry = reborn{by.cfg.Registry, func() {
+			other.put(t, "disk", Spec{Size: testSize})
+			for range 2 {
+				if _, err := other.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+					t.Error(err)
+				}
+			}
+		}}
+		if err := by.Remove(t.Context(), "disk", RemoveSpec{Purge: true, Force: away}); err != nil {
+			t.Error(err)
+		}
+		if !p.store.has(content.KindSnapshot, "disk@2") {
+			t.Error("the snapshot of the next volume is gone")
+		}
+	}
+}

@@ -208,11 +208,11 @@ func IsOvertaken(err error) bool {
 	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
 }
 
-// Purge deletes all snapshots of a name: what they hold goes with the next collection of
-// garbage, but for what forks have of it.
-func (x Records) Purge(ctx context.Context, volume string) error {
+// Purge deletes snapshots: what they hold goes with the next collection of garbage, but for what
+// forks have of it.
+func (x Records) Purge(ctx context.Context, snapshots []catalog.Record) error {
 	var errs []error
-	for _, r := range x.Registry.Snapshots(ctx, volume) {
+	for _, r := range snapshots {
 		if err := x.Registry.Delete(ctx, r); err != nil {
 			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", r.Name, err))
 		}
