@@ -176,11 +176,14 @@ func (x Records) MakeDurable(ctx context.Context, ref content.Ref, now catalog.V
 }
 
 // RemoveSnapshot deletes a snapshot that its volume is not being rolled back to, and returns
-// what it was. Who rolls a volume back writes the snapshot's record after the volume's: so one
-// of the two is seen here.
-func (x Records) RemoveSnapshot(ctx context.Context, id string) (catalog.Snapshot, error) {
+// what it was; ErrNotFound also for one that is not of that volume, zero for any. Who rolls a volume
+// back writes the snapshot's record after the volume's: so one of the two is seen here.
+func (x Records) RemoveSnapshot(ctx context.Context, id string, of content.VolumeID) (catalog.Snapshot, error) {
 	for range Tries {
 		r, body, err := x.Snapshot(ctx, id)
+		if err == nil && of != (content.VolumeID{}) && body.ID != of {
+			err = content.ErrNotFound
+		}
 		if err != nil {
 			return body, err
 		}
