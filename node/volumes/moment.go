@@ -92,7 +92,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 			break
 		}
 		if a.keeps(body) {
-			return moment.Of(a.vol, body.At, func() catalog.Volume { _, now, _ := a.record(); now.Size = body.Size; return now })
+			return moment.Of(a.vol, body.At, func() catalog.Volume { now := a.own(); now.Size = body.Size; return now })
 		}
 		_, body, err = v.records().Snapshot(ctx, id) // it has become durable meanwhile
 	}
