@@ -381,9 +381,7 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec terms.Spec) er
 	if a.err = a.claim(ctx, e); a.err == nil {
 		a.err = a.present(ctx)
 	}
-	if a.err != nil {
-		a.err = errors.Join(a.err, a.drop(a.err))
-	}
+	a.err = errors.Join(a.err, a.drop(a.err)) // nothing is left of one that went well
 	now, here := v.index.Get(e.Name)
 	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
 	if a.err != nil && (!here || now.Empty && !now.Reader && !doubt) { // it is not this node's, and will not be
@@ -414,7 +412,7 @@ func (a *attached) settled(before *attached) error {
 
 // close drains and closes a volume, if it is open; last is called when nobody uses it any
 // more, and may be nil. One that is in use stays open, unless forced.
-func (v *Volumes) close(ctx context.Context, name string, force bool, last func(*attached)) error {
+func (v *Volumes) close(ctx context.Context, name string, force bool, last func(*attached) error) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	d := v.device(name)
@@ -451,7 +449,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	}
 	d.users.Wait()
 	if last != nil {
-		last(d)
+		err = errors.Join(err, last(d))
 	}
 	return errors.Join(err, d.shut())
 }
@@ -480,9 +478,8 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec
 	if err != nil {
 		return err
 	}
-	remove, late := v.index.Remove, error(nil) // what it got meanwhile
-	err = v.close(ctx, name, spec.Force, func(a *attached) { late = v.letGo(ctx, e, a, spec) })
-	err = errors.Join(err, late)
+	remove := v.index.Remove
+	err = v.close(ctx, name, spec.Force, func(a *attached) error { return v.letGo(ctx, e, a, spec) }) // what it got meanwhile
 	switch taken := e.Taken != "" && !e.Empty; {
 	case err != nil:
 	case taken && !spec.Purge && !e.Removing:
