@@ -411,30 +411,6 @@ func TestMissingSegmentIsNoEnd(t *testing.T) {
 	}
 }
 
-// TestDamageFreesNobody: who comes with an epoch that is over is refused where what is held since is
-// damaged, too, and takes none of it away.
-func TestDamageFreesNobody(t *testing.T) {
-	l, w := threeSegments(), someone("north")
-	d := newDisk(t)
-	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
-	for i := range 3 {
-		d.must(w, l.pieceOf(claim(2), i, 0))
-	}
-	if err := os.Remove(filepath.Join(d.dir, theVolume.String(), "0000000000000001-0000000000000002.seg")); err != nil {
-		t.Fatal(err)
-	}
-	d.kill()
-	for range 2 {
-		if _, _, err := d.tell(w, wire.Promise{Claim: claim(1), Name: "web1", Begin: true}); !errors.Is(err, content.ErrFenced) {
-			t.Errorf("an epoch that is over: %v", err)
-		}
-	}
-	if _, _, err := d.tell(w, wire.Promise{Claim: claim(3), Name: "web1", Begin: true}); !errors.Is(err, content.ErrUnavailable) {
-		t.Errorf("a later one: %v", err)
-	}
-	d.must(w, wire.Promise{Claim: claim(3), Name: "web1", Begin: true})
-}
-
 // steps reads the names of the failpoints from the code.
 func steps(t *testing.T) (out []step) {
 	f, err := parser.ParseFile(token.NewFileSet(), "store.go", nil, 0)
