@@ -436,3 +436,32 @@ func TestPurgeLeavesTheNextVolumes(t *testing.T) {
 		}
 	}
 }
+
+// rumour is a registry where one member alone says of each volume that it is another.
+type rumour struct{ records.Registry }
+
+func (r rumour) Volume(ctx context.Context, name string) (catalog.Record, error) {
+	x, err := r.Registry.Volume(ctx, name)
+	if err == nil {
+		x.Body, err = catalog.Volume{ID: content.VolumeID{9}, Size: testSize, Policy: catalog.PolicyLocal, State: catalog.Attached}.Encode(content.NewCodec())
+	}
+	return x, err
+}
+
+func (rumour) SureVolume(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrUnavailable
+}
+
+// TestRemoveByHearsay: a volume goes by what the origin says of its record, and stays meanwhile.
+func TestRemoveByHearsay(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.cfg.Registry = rumour{p.store}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) || len(p.a.List()) != 1 {
+		t.Errorf("%v, %+v", err, p.a.List())
+	}
+	p.a.cfg.Registry = p.store
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || p.store.has(content.KindVolume, "disk") {
+		t.Errorf("once the origin answers: %v", err)
+	}
+}

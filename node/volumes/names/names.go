@@ -170,7 +170,7 @@ func NoSnapshotYet() error {
 // snapshots of that name.
 func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64, spec terms.RemoveSpec) error {
 	old := x.purged(ctx, e.Name, spec)
-	r, body, err := x.Records.Volume(ctx, e.Name)
+	r, body, err := x.Records.SureVolume(ctx, e.Name)
 	mine := e.Committed && e.Right(x.Self, incarnation).IsMine(body) || !e.Committed && body.ID == e.ID && body.Holder == x.Self
 	switch {
 	case errors.Is(err, content.ErrNotFound):
