@@ -197,8 +197,7 @@ func (v *Volumes) Collectors() []prometheus.Collector {
 	return append(v.doors.Collectors(), terms.Metrics(v.List))
 }
 
-// turn waits until nobody else changes the volume of that name, and returns what ends the
-// caller's turn.
+// turn waits until nobody else changes the volume of that name, and returns what ends the turn.
 func (v *Volumes) turn(name string) (end func()) {
 	end, _ = v.changes.Take(context.Background(), name, 1) // it fails with the context alone
 	return end
