@@ -41,6 +41,7 @@ type attached struct {
 	opening chan struct{} // closed when another stands for the volume
 	looking atomic.Bool   // since the process stood still
 	leaving atomic.Bool   // it is being given up
+	over    atomic.Bool   // it was closed: who has it since says what is on disk
 	turn    *gate.Turn    // at the record
 
 	gate *gate.Gate
@@ -362,6 +363,9 @@ func (a *attached) keepRight() error {
 		}
 	}
 	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) {
+		if a.over.Load() {
+			return
+		}
 		if e.Tried = slices.Clone(st.Tried); mine {
 			e.Volume, e.Committed, e.Attached, e.Empty, e.Leaving, e.Adopted, e.Taken, e.Orphan = body, true, true, false, false, false, "", false
 		}

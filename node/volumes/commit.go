@@ -164,12 +164,10 @@ func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volum
 
 // freeName is a name that no volume here has, the given one if it is free.
 func (v *Volumes) freeName(name string) string {
-	free := name
-	for n := 2; ; n++ {
+	for n, free := 2, name; ; n, free = n+1, fmt.Sprintf("%s-%d", name, n) {
 		if _, taken := v.index.Get(free); !taken {
 			return free
 		}
-		free = fmt.Sprintf("%s-%d", name, n)
 	}
 }
 

@@ -150,7 +150,7 @@ func TestTakenAwayOnAFullDisk(t *testing.T) {
 	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil { // so that no file gets its name
 		t.Fatal(err)
 	}
-	w.giveUp(t.Context(), "web1", "another has it")
+	w.giveUp(t.Context(), "web1", d, "another has it")
 	if err := d.vol.WriteAt(t.Context(), make([]byte, 512), 0, false); !errors.Is(err, content.ErrClosed) {
 		t.Errorf("a write: %v, want ErrClosed", err)
 	}

@@ -50,6 +50,7 @@ func (a *attached) owned(ctx context.Context) error {
 
 // shut closes the volume, and has nobody hold anything more of it.
 func (a *attached) shut() error {
+	a.over.Store(true)
 	a.guard.Close()
 	a.line.Close()
 	return a.vol.Close()

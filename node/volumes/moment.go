@@ -69,8 +69,9 @@ func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, erro
 	if err != nil {
 		return moment.Moment{}, err
 	}
+	_, body, _ := v.records().Snapshot(ctx, made.ID) // another volume may have that name and number by then
 	remove := func() {
-		if err := v.RemoveSnapshot(context.WithoutCancel(ctx), made.ID); err != nil {
+		if _, err := v.records().RemoveSnapshot(context.WithoutCancel(ctx), made.ID, body.ID); err != nil && !errors.Is(err, content.ErrNotFound) {
 			v.cfg.Log.Warn("a snapshot that nothing needs any more is left", "snapshot", made.ID, "err", err)
 		}
 	}

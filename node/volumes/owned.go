@@ -95,7 +95,7 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 		a.mu.Unlock()
 		if lost && a.leaving.CompareAndSwap(false, true) {
 			defer a.leaving.Store(false)
-			v.giveUp(ctx, name, why)
+			v.giveUp(ctx, name, a, why)
 		}
 	})
 }
@@ -138,10 +138,10 @@ func (a *attached) waits() bool {
 }
 
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.
-func (v *Volumes) giveUp(ctx context.Context, name, why string) {
+func (v *Volumes) giveUp(ctx context.Context, name string, a *attached, why string) {
 	defer v.turn(name)()
 	e, ok := v.index.Get(name)
-	if !ok || !e.Attached {
+	if !ok || !e.Attached || v.device(name) != a { // it was taken back meanwhile
 		return
 	}
 	v.cfg.Log.Warn("a volume is another's, and served here no more", "volume", name, "why", why)

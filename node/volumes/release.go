@@ -35,10 +35,11 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 	if !ok {
 		return v.names().Elsewhere(ctx, name)
 	}
-	err := v.close(ctx, name, force, func(a *attached) {
+	err := v.close(ctx, name, force, func(a *attached) error {
 		if err := a.release(ctx); err != nil && !e.Reader {
 			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
 		}
+		return nil
 	})
 	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
 		err = errors.Join(err, v.detached(e))

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 )
 
@@ -52,5 +54,34 @@ func TestWhoDiesAsItReleases(t *testing.T) {
 	}
 	if released == 0 {
 		t.Error("no kill was behind the release")
+	}
+}
+
+// TestDetachedWhileItsEpochIsWritten: what is detached while its next epoch is on its way to the
+// record stays detached when the answer comes.
+func TestDetachedWhileItsEpochIsWritten(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.store.down = true
+	p.a.openAll(t.Context())
+	p.store.down = false
+	p.a.cfg.Registry = around{p.store, func(do func() (catalog.Record, error)) (catalog.Record, error) {
+		defer func() {
+			if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+				t.Error(err)
+			}
+		}()
+		return do()
+	}}
+	_ = p.a.device("disk").happen(t.Context(), right.Due{})
+	p.a.cfg.Registry = p.store
+	if e, _ := p.a.index.Get("disk"); e.Attached {
+		t.Error("the next start serves it")
+	}
+	p.a.put(t, "disk", Spec{})
+	if body, err := p.store.body("disk"); err != nil || p.a.state(t, "disk") != terms.StateAttached || body.Epoch != 3 {
+		t.Errorf("it is %s, at epoch %d: %v", p.a.state(t, "disk"), body.Epoch, err)
 	}
 }

@@ -317,3 +317,151 @@ func TestRemoveBeforeItIsKnownToBeRegistered(t *testing.T) {
 		t.Errorf("once its record can be read: %v, %+v", err, p.a.List())
 	}
 }
+
+// mute is a registry that no removal reaches.
+type mute struct{ records.Registry }
+
+func (mute) Delete(context.Context, catalog.Record) error { return content.ErrUnavailable }
+
+// TestRemoveThatNeverArrived: a volume whose removal did not reach its record, and that another has
+// taken over since, leaves its orphan, as any other that was taken.
+func TestRemoveThatNeverArrived(t *testing.T) {
+	p := newPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", want, 4, 1)
+	real := p.a.cfg.Registry
+	p.a.cfg.Registry = mute{real}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	p.a.cfg.Registry = real
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.a.look(t)
+	_ = p.a.Remove(t.Context(), "disk", RemoveSpec{})
+	p.a.look(t)
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+		t.Error(err)
+	}
+	p.a.look(t)
+	if !p.store.has(content.KindSnapshot, "disk@e1-orphan") || !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), want) {
+		t.Error("its orphan is gone, or has other bytes")
+	}
+}
+
+// TestRemoveWhileItsRecordIsLookedAt: a look takes the next epoch while a volume is being removed:
+// its record goes all the same.
+func TestRemoveWhileItsRecordIsLookedAt(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.store.down = true
+	p.a.openAll(t.Context())
+	p.store.down = false
+	p.a.cfg.Holders.Live = func() []trust.PublicKey { // asked whether they read it
+		if err := p.a.device("disk").happen(t.Context(), right.Due{}); err != nil {
+			t.Error(err)
+		}
+		return nil
+	}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: true}); err != nil || p.store.has(content.KindVolume, "disk") {
+		t.Errorf("its record is there: %t, %v", p.store.has(content.KindVolume, "disk"), err)
+	}
+}
+
+// TestSnapshotWhileItIsRemoved: what was made of a volume while it was being removed is durable, as
+// what was made before.
+func TestSnapshotWhileItIsRemoved(t *testing.T) {
+	p := newPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", want, 4, 1)
+	p.a.cfg.Holders.Live = func() []trust.PublicKey {
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Error(err)
+		}
+		return nil
+	}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(p.b.exported(t, "snapshot:disk@1"), want) {
+		t.Error("a snapshot that was made meanwhile has other bytes")
+	}
+}
+
+// reborn is a registry that has another make a volume of a name as soon as that is free.
+type reborn struct {
+	records.Registry
+	make func()
+}
+
+func (r reborn) Delete(ctx context.Context, base catalog.Record) error {
+	err := r.Registry.Delete(ctx, base)
+	if base.Kind == content.KindVolume {
+		r.make()
+	}
+	return err
+}
+
+// TestPurgeLeavesTheNextVolumes: what another makes under a name as soon as that is free is not
+// purged with what had the name before.
+func TestPurgeLeavesTheNextVolumes(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		p := newPair(t)
+		p.a.put(t, "disk", Spec{Size: testSize})
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Fatal(err)
+		}
+		by, other := p.a, p.b
+		if away {
+			by, other = p.b, newWorld(t)
+			p.join(other)
+			other.cfg.Self = trust.PublicKey{3}
+		}
+		by.cfg.Registry = reborn{by.cfg.Registry, func() {
+			other.put(t, "disk", Spec{Size: testSize})
+			for range 2 {
+				if _, err := other.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+					t.Error(err)
+				}
+			}
+		}}
+		if err := by.Remove(t.Context(), "disk", RemoveSpec{Purge: true, Force: away}); err != nil {
+			t.Error(err)
+		}
+		if !p.store.has(content.KindSnapshot, "disk@2") {
+			t.Error("the snapshot of the next volume is gone")
+		}
+	}
+}
+
+// rumour is a registry where one member alone says of each volume that it is another.
+type rumour struct{ records.Registry }
+
+func (r rumour) Volume(ctx context.Context, name string) (catalog.Record, error) {
+	x, err := r.Registry.Volume(ctx, name)
+	if err == nil {
+		x.Body, err = catalog.Volume{ID: content.VolumeID{9}, Size: testSize, Policy: catalog.PolicyLocal, State: catalog.Attached}.Encode(content.NewCodec())
+	}
+	return x, err
+}
+
+func (rumour) SureVolume(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrUnavailable
+}
+
+// TestRemoveByHearsay: a volume goes by what the origin says of its record, and stays meanwhile.
+func TestRemoveByHearsay(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.cfg.Registry = rumour{p.store}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) || len(p.a.List()) != 1 {
+		t.Errorf("%v, %+v", err, p.a.List())
+	}
+	p.a.cfg.Registry = p.store
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || p.store.has(content.KindVolume, "disk") {
+		t.Errorf("once the origin answers: %v", err)
+	}
+}

@@ -25,12 +25,11 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ terms.View, 
 	if err != nil {
 		return terms.View{}, err
 	}
-	var noted error
-	err = v.close(ctx, name, false, func(a *attached) { noted = a.rollTo(ctx, id, number) })
+	err = v.close(ctx, name, false, func(a *attached) error { return a.rollTo(ctx, id, number) })
 	if e, here := v.index.Get(name); here && v.device(name) == nil {
 		err = errors.Join(err, v.attach(ctx, e, terms.Spec{}))
 	}
-	if err = errors.Join(noted, err); err != nil {
+	if err != nil {
 		return terms.View{}, err
 	}
 	return v.Get(name)

@@ -36,9 +36,7 @@ func (v *Volumes) patience() time.Duration {
 func (a *attached) claim(ctx context.Context, e index.Entry) error {
 	readOnly := e.ReadOnly || a.spec.ReadOnly
 	switch {
-	case e.Reader:
-		return a.serve(ctx)
-	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
+	case e.Reader, e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
 		return a.serve(ctx)
 	case e.Taken != "" && a.spec == (terms.Spec{}): // nobody asks for it but a start
 		return a.v.takenError(e)

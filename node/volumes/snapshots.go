@@ -117,7 +117,7 @@ func (v *Volumes) Settle(ctx context.Context, id string) error {
 // RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays. One
 // that its volume is being rolled back to is content.ErrConflict.
 func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
-	body, err := v.records().RemoveSnapshot(ctx, id)
+	body, err := v.records().RemoveSnapshot(ctx, id, content.VolumeID{})
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
 	}

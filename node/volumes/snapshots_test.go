@@ -541,3 +541,27 @@ func TestSnapshotsOfANameUsedAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestPassingSnapshotOfAnEarlierVolume: what was made to be looked at from elsewhere is not removed
+// once the volume was, and another has its name and number.
+func TestPassingSnapshotOfAnEarlierVolume(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	m, err := p.b.Volumes.moment(t.Context(), refOf(t, "volume:disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: true}); err != nil {
+		t.Fatal(err)
+	}
+	p.a.put(t, "disk", Spec{Size: testSize})
+	if view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil || view.ID != "disk@1" {
+		t.Fatalf("%+v, %v", view, err)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if !p.store.has(content.KindSnapshot, "disk@1") {
+		t.Error("the snapshot of the next volume is gone")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -320,5 +322,74 @@ func TestTakenFromWhoGoesOn(t *testing.T) {
 				t.Errorf("write %d was acknowledged, and %d is there", want, got)
 			}
 		})
+	}
+}
+
+// TestGivenUpOnceItIsBack: a volume that was lost, detached and taken back while somebody was about
+// to give it up is served on.
+func TestGivenUpOnceItIsBack(t *testing.T) {
+	p := newPair(t)
+	for _, w := range []*world{p.a, p.b} { // nobody does errands here
+		w.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) { return nil, nil }
+	}
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.b.put(t, "disk", Spec{Takeover: true})
+	a := p.a.device("disk")
+	_ = a.happen(t.Context(), right.Due{}) // it says that it is fenced
+	end := p.a.turn("disk")
+	done := make(chan struct{})
+	go func() { defer close(done); p.a.giveUpLost(t.Context()) }()
+	for !a.leaving.Load() {
+		runtime.Gosched()
+	}
+	if err := p.a.detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.a.Volumes.put(t.Context(), "disk", Spec{Takeover: true, Transport: terms.NBD}); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	<-done
+	if e, _ := p.a.index.Get("disk"); e.Taken != "" || p.a.state(t, "disk") != terms.StateAttached {
+		t.Errorf("it is %s: %s", p.a.state(t, "disk"), e.Taken)
+	}
+}
+
+// TestSnapshotThatStayedBehindIsPromoted: what is under it is what its own node knew, whatever the record
+// says of who has taken the volume over, by numbers that are alike.
+func TestSnapshotThatStayedBehindIsPromoted(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 4, 1)
+	view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{})
+	if err != nil || view.Durable {
+		t.Fatalf("%+v, %v", view, err)
+	}
+	a, call := p.a.device("disk"), p.b.cfg.Call
+	p.b.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+		return nil, content.ErrUnavailable
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.cfg.Call = call
+	p.b.fill(t, "disk", make([]byte, testSize), 4, 2)
+	if err := p.b.device("disk").folds.Run(t.Context(), fold.Chunks); err != nil {
+		t.Fatal(err)
+	}
+	_ = a.happen(t.Context(), right.Due{}) // it sees whose the volume is
+	p.a.cfg.Publish = func(_ context.Context, _ string, body catalog.Image, _ bool) error {
+		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Folded: catalog.Folded{Head: &body.Head}})
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		got := make([]byte, testSize)
+		if err := m.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got, shadow) {
+			t.Errorf("promoted, it has other bytes: %v", err)
+		}
+		return nil
+	}
+	if err := p.a.Promote(t.Context(), refOf(t, "snapshot:disk@1"), PromoteSpec{Image: "kept", Scope: content.Farm(testFarm)}, nil); err != nil {
+		t.Error(err)
 	}
 }

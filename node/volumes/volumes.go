@@ -197,8 +197,7 @@ func (v *Volumes) Collectors() []prometheus.Collector {
 	return append(v.doors.Collectors(), terms.Metrics(v.List))
 }
 
-// turn waits until nobody else changes the volume of that name, and returns what ends the
-// caller's turn.
+// turn waits until nobody else changes the volume of that name, and returns what ends the turn.
 func (v *Volumes) turn(name string) (end func()) {
 	end, _ = v.changes.Take(context.Background(), name, 1) // it fails with the context alone
 	return end
@@ -381,9 +380,7 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec terms.Spec) er
 	if a.err = a.claim(ctx, e); a.err == nil {
 		a.err = a.present(ctx)
 	}
-	if a.err != nil {
-		a.err = errors.Join(a.err, a.drop(a.err))
-	}
+	a.err = errors.Join(a.err, a.drop(a.err)) // nothing is left of one that went well
 	now, here := v.index.Get(e.Name)
 	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
 	if a.err != nil && (!here || now.Empty && !now.Reader && !doubt) { // it is not this node's, and will not be
@@ -414,7 +411,7 @@ func (a *attached) settled(before *attached) error {
 
 // close drains and closes a volume, if it is open; last is called when nobody uses it any
 // more, and may be nil. One that is in use stays open, unless forced.
-func (v *Volumes) close(ctx context.Context, name string, force bool, last func(*attached)) error {
+func (v *Volumes) close(ctx context.Context, name string, force bool, last func(*attached) error) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	d := v.device(name)
@@ -451,7 +448,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	}
 	d.users.Wait()
 	if last != nil {
-		last(d)
+		err = errors.Join(err, last(d))
 	}
 	return errors.Join(err, d.shut())
 }
@@ -473,27 +470,31 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec
 	if !ok {
 		return v.names().Remove(ctx, name, spec)
 	}
-	if err := v.letGo(ctx, e, spec); err != nil {
+	err = (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force)
+	if err == nil {
+		err = v.letGo(ctx, e, v.device(name), spec)
+	}
+	if err != nil {
 		return err
 	}
 	remove := v.index.Remove
-	err = v.close(ctx, name, spec.Force, nil)
+	err = v.close(ctx, name, spec.Force, func(a *attached) error { return v.letGo(ctx, e, a, spec) }) // what it got meanwhile
 	switch taken := e.Taken != "" && !e.Empty; {
 	case err != nil:
 	case taken && !spec.Purge && !e.Removing:
 		remove = v.index.SetAside
 	default:
-		if taken {
-			err = v.orphans.Purge(ctx, e)
-		}
-		if err == nil && (!taken || e.Removing) {
+		if !taken || e.Removing {
 			removing := func(is bool) {
-				_, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, is })
+				e, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, is })
 			} // on a full disk it goes too
 			removing(true)
 			if err = v.names().RemoveOwn(ctx, e, v.incarnation, spec); errors.Is(err, content.ErrConflict) {
 				removing(false)
 			}
+		}
+		if err == nil && taken { // its name is free, or another volume's
+			err = v.orphans.Purge(ctx, e)
 		}
 	}
 	switch {
@@ -514,11 +515,10 @@ func (v *Volumes) detached(e index.Entry) error {
 }
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
-// or get into the bucket, if this node has some that are not there. No other may read it.
-func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec terms.RemoveSpec) error {
-	a := v.device(e.Name)
-	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force); err != nil {
-		return err
+// or get into the bucket, if this node has some that are not there. a has it open, if anybody does.
+func (v *Volumes) letGo(ctx context.Context, e index.Entry, a *attached, spec terms.RemoveSpec) error {
+	if a != nil && a.folds != nil { // also those that are being made
+		e = a.waiting()
 	}
 	switch {
 	case spec.Purge:

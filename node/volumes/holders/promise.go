@@ -23,6 +23,12 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
 	err = h.load()
+	h.mu.Lock()
+	n, noted := h.note, h.noted
+	h.mu.Unlock()
+	if noted && m.Epoch <= n.claim.Epoch && m.Claim != n.claim { // however damaged the rest is
+		return nil, nil, h.fenced(m.Claim)
+	}
 	if m.Begin && errors.Is(err, content.ErrCorrupt) { // its writer has all that counts
 		if err = h.remove(); err == nil {
 			return nil, nil, fmt.Errorf("%w: what was damaged here is gone; ask again", content.ErrUnavailable)
@@ -30,12 +36,6 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	}
 	if err != nil && !(m.Begin && errors.Is(err, content.ErrNotFound)) {
 		return nil, nil, err
-	}
-	h.mu.Lock()
-	n, noted := h.note, h.noted
-	h.mu.Unlock()
-	if noted && m.Epoch <= n.claim.Epoch && m.Claim != n.claim {
-		return nil, nil, h.fenced(m.Claim)
 	}
 	defer func() {
 		if err != nil && !noted { // it goes as if it had not come

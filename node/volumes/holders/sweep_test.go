@@ -2,6 +2,7 @@ package holders
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -116,4 +117,28 @@ func TestDamagedNotesGo(t *testing.T) {
 			t.Errorf("%d went, and %d bytes of %d volumes are held", went, used, n)
 		}
 	}
+}
+
+// TestDamageFreesNobody: who comes with an epoch that is over is refused where what is held since is
+// damaged, too, and takes none of it away.
+func TestDamageFreesNobody(t *testing.T) {
+	l, w := threeSegments(), someone("north")
+	d := newDisk(t)
+	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
+	for i := range 3 {
+		d.must(w, l.pieceOf(claim(2), i, 0))
+	}
+	if err := os.Remove(filepath.Join(d.dir, theVolume.String(), "0000000000000001-0000000000000002.seg")); err != nil {
+		t.Fatal(err)
+	}
+	d.kill()
+	for range 2 {
+		if _, _, err := d.tell(w, wire.Promise{Claim: claim(1), Name: "web1", Begin: true}); !errors.Is(err, content.ErrFenced) {
+			t.Errorf("an epoch that is over: %v", err)
+		}
+	}
+	if _, _, err := d.tell(w, wire.Promise{Claim: claim(3), Name: "web1", Begin: true}); !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("a later one: %v", err)
+	}
+	d.must(w, wire.Promise{Claim: claim(3), Name: "web1", Begin: true})
 }

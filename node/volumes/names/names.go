@@ -97,10 +97,11 @@ func (x Names) Elsewhere(ctx context.Context, name string) error {
 // unless it is away, or the volume's folder is away from here, and this is forced: its
 // data stay on their disk, under a name that is free.
 func (x Names) Remove(ctx context.Context, name string, spec terms.RemoveSpec) error {
+	old := x.purged(ctx, name, spec)
 	r, body, err := x.Records.Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return x.Purge(ctx, name, spec)
+		return x.Records.Purge(ctx, old)
 	case err != nil:
 		return fmt.Errorf("it is not here, and whether another node has it can't be told: %w", err)
 	}
@@ -111,7 +112,7 @@ func (x Names) Remove(ctx context.Context, name string, spec terms.RemoveSpec) e
 		return fmt.Errorf("of farm %s: %w", r.Farm, err)
 	}
 	x.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", x.Who(body.Holder))
-	return x.Purge(ctx, name, spec)
+	return x.Records.Purge(ctx, old)
 }
 
 // Holding says who holds a name, or what is wrong with what is here of it.
@@ -151,12 +152,13 @@ func (x Names) Taken(ctx context.Context, err error) error {
 	return x.Held(ctx, by.Current, body)
 }
 
-// Purge deletes the snapshots of a name that was freed, if that is asked for.
-func (x Names) Purge(ctx context.Context, name string, spec terms.RemoveSpec) error {
+// purged are the snapshots that go with a name, if that is asked for: those that are there before
+// its record was read. Once it is free it may be another's, with snapshots of its own.
+func (x Names) purged(ctx context.Context, name string, spec terms.RemoveSpec) []catalog.Record {
 	if !spec.Purge {
 		return nil
 	}
-	return x.Records.Purge(ctx, name)
+	return x.Records.Registry.Snapshots(ctx, name)
 }
 
 // NoSnapshotYet is the conflict with what another has taken from here.
@@ -167,7 +169,8 @@ func NoSnapshotYet() error {
 // RemoveOwn deletes the record of a volume of this node, if it has one, and with purge the
 // snapshots of that name.
 func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64, spec terms.RemoveSpec) error {
-	r, body, err := x.Records.Volume(ctx, e.Name)
+	old := x.purged(ctx, e.Name, spec)
+	r, body, err := x.Records.SureVolume(ctx, e.Name)
 	mine := e.Committed && e.Right(x.Self, incarnation).IsMine(body) || !e.Committed && body.ID == e.ID && body.Holder == x.Self
 	switch {
 	case errors.Is(err, content.ErrNotFound):
@@ -186,5 +189,5 @@ func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64,
 			return err
 		}
 	}
-	return x.Purge(ctx, e.Name, spec)
+	return x.Records.Purge(ctx, old)
 }

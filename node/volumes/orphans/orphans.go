@@ -105,11 +105,7 @@ func (k *Keeper) drop(ctx context.Context, folder string, e index.Entry) error {
 // Purge deletes the record of what is left here of a volume, if it has one. Its folder is the
 // caller's to remove.
 func (k *Keeper) Purge(ctx context.Context, e index.Entry) error {
-	s := catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}
-	_, there, err := k.Records().Snapshot(ctx, s.Ref().RecordName())
-	if err == nil && there.ID == e.ID {
-		_, err = k.Records().RemoveSnapshot(ctx, s.Ref().RecordName())
-	}
+	_, err := k.Records().RemoveSnapshot(ctx, catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}.Ref().RecordName(), e.ID)
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
 	}

@@ -195,11 +195,14 @@ func (x Records) MakeDurable(ctx context.Context, ref content.Ref, now catalog.V
 }
 
 // RemoveSnapshot deletes a snapshot that its volume is not being rolled back to, and returns
-// what it was. Who rolls a volume back writes the snapshot's record after the volume's: so one
-// of the two is seen here.
-func (x Records) RemoveSnapshot(ctx context.Context, id string) (catalog.Snapshot, error) {
+// what it was; ErrNotFound also for one that is not of that volume, zero for any. Who rolls a volume
+// back writes the snapshot's record after the volume's: so one of the two is seen here.
+func (x Records) RemoveSnapshot(ctx context.Context, id string, of content.VolumeID) (catalog.Snapshot, error) {
 	for range Tries {
 		r, body, err := x.Snapshot(ctx, id)
+		if err == nil && of != (content.VolumeID{}) && body.ID != of {
+			err = content.ErrNotFound
+		}
 		if err != nil {
 			return body, err
 		}
@@ -227,11 +230,11 @@ func IsOvertaken(err error) bool {
 	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
 }
 
-// Purge deletes all snapshots of a name: what they hold goes with the next collection of
-// garbage, but for what forks have of it.
-func (x Records) Purge(ctx context.Context, volume string) error {
+// Purge deletes snapshots: what they hold goes with the next collection of garbage, but for what
+// forks have of it.
+func (x Records) Purge(ctx context.Context, snapshots []catalog.Record) error {
 	var errs []error
-	for _, r := range x.Registry.Snapshots(ctx, volume) {
+	for _, r := range snapshots {
 		if err := x.Registry.Delete(ctx, r); err != nil {
 			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", r.Name, err))
 		}
