@@ -71,8 +71,7 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]terms.View, error) {
 	return slices.SortedFunc(maps.Values(all), func(a, b terms.View) int { return cmp.Compare(a.Name, b.Name) }), ctx.Err()
 }
 
-// Snapshots returns the snapshots of a volume, or of all with "", in the order of
-// terms.CompareSnapshots.
+// Snapshots returns those of a volume, or of all with "", in the order of terms.CompareSnapshots.
 func (v *Volumes) Snapshots(ctx context.Context, volume string) ([]terms.SnapshotView, error) {
 	if err := content.CheckName(volume); volume != "" && err != nil {
 		return nil, err
