@@ -315,7 +315,7 @@ func (b *book) checkOrphan(r catalog.Record, v *modelVolume, body catalog.Snapsh
 		}
 	}
 	switch {
-	case v.removed || p != nil && p.mixed:
+	case v.removed || p != nil && (p.mixed || p == v.owner && len(v.rolling) > 0):
 		return nil
 	case p == nil:
 		return fmt.Errorf("%s had no epoch %d of it", m, body.Epoch)
