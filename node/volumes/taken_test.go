@@ -250,12 +250,12 @@ func TestSnapshotThatStayedBehind(t *testing.T) {
 	}
 }
 
-// TestSnapshotIsSettledByItsOwnJournal: a record of who has taken the volume over reaches the place
-// of a snapshot that stayed behind, by numbers that are alike; it says nothing of that.
-func TestSnapshotIsSettledByItsOwnJournal(t *testing.T) {
-	p := newPair(t)
+// staysBehind has a snapshot stay, not durable, with who does not hear at once that its volume was
+// taken over, and is folded by who has it up to a place with the same numbers.
+func (p *pair) staysBehind(t *testing.T, shadow []byte, want fold.Want) *attached {
+	t.Helper()
 	p.a.put(t, "disk", Spec{Size: testSize})
-	p.a.fill(t, "disk", make([]byte, testSize), 4, 1)
+	p.a.fill(t, "disk", shadow, 4, 1)
 	view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{})
 	if err != nil || view.Durable {
 		t.Fatalf("%+v, %v", view, err)
@@ -267,10 +267,18 @@ func TestSnapshotIsSettledByItsOwnJournal(t *testing.T) {
 	p.b.put(t, "disk", Spec{Takeover: true})
 	p.b.cfg.Call = call
 	p.b.fill(t, "disk", make([]byte, testSize), 4, 2)
-	if err := p.b.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+	if err := p.b.device("disk").folds.Run(t.Context(), want); err != nil {
 		t.Fatal(err)
 	}
 	_ = a.happen(t.Context(), right.Due{}) // it sees whose the volume is
+	return a
+}
+
+// TestSnapshotIsSettledByItsOwnJournal: a record of who has taken the volume over reaches the place
+// of a snapshot that stayed behind, by numbers that are alike; it says nothing of that.
+func TestSnapshotIsSettledByItsOwnJournal(t *testing.T) {
+	p := newPair(t)
+	a := p.staysBehind(t, make([]byte, testSize), fold.Safe)
 	_, was, err := p.a.records().Snapshot(t.Context(), "disk@1")
 	if body, _ := p.store.body("disk"); err != nil || body.Through() != was.At {
 		t.Fatalf("the record reaches %v, and the snapshot is at %v: %v", body.Through(), was.At, err)
@@ -360,23 +368,7 @@ func TestGivenUpOnceItIsBack(t *testing.T) {
 func TestSnapshotThatStayedBehindIsPromoted(t *testing.T) {
 	p := newPair(t)
 	shadow := make([]byte, testSize)
-	p.a.put(t, "disk", Spec{Size: testSize})
-	p.a.fill(t, "disk", shadow, 4, 1)
-	view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{})
-	if err != nil || view.Durable {
-		t.Fatalf("%+v, %v", view, err)
-	}
-	a, call := p.a.device("disk"), p.b.cfg.Call
-	p.b.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
-		return nil, content.ErrUnavailable
-	}
-	p.b.put(t, "disk", Spec{Takeover: true})
-	p.b.cfg.Call = call
-	p.b.fill(t, "disk", make([]byte, testSize), 4, 2)
-	if err := p.b.device("disk").folds.Run(t.Context(), fold.Chunks); err != nil {
-		t.Fatal(err)
-	}
-	_ = a.happen(t.Context(), right.Due{}) // it sees whose the volume is
+	p.staysBehind(t, shadow, fold.Chunks)
 	p.a.cfg.Publish = func(_ context.Context, _ string, body catalog.Image, _ bool) error {
 		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Folded: catalog.Folded{Head: &body.Head}})
 		if err != nil {
