@@ -27,15 +27,13 @@ import (
 )
 
 const (
-	// recordTimeout bounds what one event may take at the origin; of a start, for which
-	// guests wait, startTimeout does.
+	// recordTimeout bounds what one event may take at the origin; of a start, for which guests wait, startTimeout does.
 	recordTimeout = 30 * time.Second
 	startTimeout  = 3 * time.Second
 )
 
-// attached is a volume that this node serves, that failed to be served, or that is on its
-// way. Its record, once it has one by registered, is changed by revise and by follow alone, one
-// at a time; nobody waits for another volume's.
+// attached is a volume that this node serves, that failed to be served, or that is on its way. Its record, once it has one
+// by registered, is changed by revise and by follow alone, one at a time; nobody waits for another volume's.
 type attached struct {
 	v       *Volumes
 	opening chan struct{} // closed when another stands for the volume
@@ -58,6 +56,7 @@ type attached struct {
 
 	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
 
+	blind *index.Blind // of this process
 	err   error
 	after time.Duration // that it failed it is tried again,
 	again time.Time     // which is then
@@ -114,8 +113,7 @@ func (a *attached) own() catalog.Volume {
 	return body
 }
 
-// said is when the record was asked for that says that the volume is this node's, zero while
-// that is not known.
+// said is when the record was asked for that says that the volume is this node's, zero while that is not known.
 func (a *attached) said() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -312,6 +310,12 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	if !a.line.HasEnded() && body.Policy == catalog.PolicyOrigin {
 		if _, err := a.line.EndEpoch(ctx, body); err != nil {
 			return right.Unwritten{}, nil
+		}
+	}
+	e, _ := a.v.index.Get(a.Name())
+	if blind := cmp.Or(a.blind, e.Blind); st.Here && a.fresh == nil && blind != nil && body.Epoch <= blind.Epoch {
+		if why := a.older(body, blind.End); why != "" {
+			return right.Outdated{Why: why}, nil
 		}
 	}
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached

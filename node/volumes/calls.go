@@ -21,8 +21,7 @@ const (
 	CallPrefix = "volume/"
 	// takenMethod tells a node that a volume of its may be another's by now: it looks.
 	takenMethod = CallPrefix + "taken"
-	// attachMethod has a node attach a volume that was released for it. It is asked again
-	// until it says that it is done.
+	// attachMethod has a node attach a volume that was released for it. It is asked again until it says that it is done.
 	attachMethod = CallPrefix + "attach"
 )
 

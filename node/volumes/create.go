@@ -15,11 +15,10 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// create makes a volume. The record is committed before its folder gets its name and
-// it is served, so that of two nodes that create one name one is told. After a crash
-// before that the next start makes it a volume, and writes the record if that is not.
-// gone is the record of the name's last deletion, zero if it had none; where nobody could say
-// whether the name is free nothing is sent, so that what is here is known to be all there is.
+// create makes a volume. The record is committed before its folder gets its name and it is served, so that of two nodes that
+// create one name one is told. After a crash before that the next start makes it a volume, and writes the record if that is
+// not. gone is the record of the name's last deletion, zero if it had none; where nobody could say whether the name is free
+// nothing is sent, so that what is here is known to be all there is.
 func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone catalog.Record, free bool) error {
 	e, from, err := v.plan(ctx, name, spec)
 	defer from.End()

@@ -12,8 +12,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// ErrHandover, as the cause of the end of Run's context, says that another
-// process will serve the volumes in a moment.
+// ErrHandover, as the cause of the end of Run's context, says that another process will serve the volumes in a moment.
 var ErrHandover = errors.New("the volumes are handed over")
 
 // NoDisks says why volumes are not served as block devices, nil if they are.

@@ -51,9 +51,8 @@ func (v *Volumes) names() names.Names {
 	return names.Names{Records: v.records(), Index: v.index, Self: v.cfg.Self, Farm: v.cfg.Farm, Who: v.cfg.Who, Away: v.cfg.Away, Call: v.cfg.Call, Log: v.cfg.Log}
 }
 
-// Everywhere returns the volumes of the mesh that this node may know, by name: its own as
-// it sees them, the others, and what it has released, as their records say. Who holds one
-// is its Node; a released one has none.
+// Everywhere returns the volumes of the mesh that this node may know, by name: its own as it sees them, the others, and what
+// it has released, as their records say. Who holds one is its Node; a released one has none.
 func (v *Volumes) Everywhere(ctx context.Context) ([]terms.View, error) {
 	all := map[string]terms.View{}
 	for _, view := range v.List() {

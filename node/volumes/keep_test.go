@@ -117,6 +117,67 @@ func TestDiskThatIsOlderThanItsTails(t *testing.T) {
 	p.b.is(t, "disk", shadow)
 }
 
+// TestOlderDiskThatWentOn: an older copy that was served without the origin, until it had as many
+// entries as it lacks, is found out by where it began; and what it has since becomes no part of
+// the volume.
+func TestOlderDiskThatWentOn(t *testing.T) {
+	for _, policy := range []string{catalog.PolicyLocal, catalog.PolicyOrigin} {
+		for starts := 1; starts <= 3; starts++ {
+			t.Run(fmt.Sprintf("%s, %d starts", policy, starts), func(t *testing.T) { olderDiskGoesOn(t, policy, starts, false) })
+		}
+		t.Run(policy+", a start with the origin after one without", func(t *testing.T) { olderDiskGoesOn(t, policy, 1, true) })
+	}
+}
+
+func olderDiskGoesOn(t *testing.T, policy string, starts int, anew bool) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: policy})
+	p.a.fill(t, "disk", shadow, 3, 1)
+	p.a.flush(t, "disk")
+	alone, older := bytes.Clone(shadow), filepath.Join(t.TempDir(), "older")
+	if err := os.CopyFS(older, os.DirFS(p.a.cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", shadow, 3, 2)
+	p.a.flush(t, "disk")
+	if policy == catalog.PolicyLocal {
+		if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.a.stop(t)
+	if err := errors.Join(os.RemoveAll(p.a.cfg.Dir), os.CopyFS(p.a.cfg.Dir, os.DirFS(older))); err != nil {
+		t.Fatal(err)
+	}
+	p.store.down = true
+	for i := range starts {
+		p.a = p.a.again(t)
+		p.join(p.a)
+		p.a.openAll(t.Context())
+		p.a.fill(t, "disk", alone, 3, uint64(3+i))
+	}
+	p.store.down = false
+	if anew {
+		p.a = p.a.again(t)
+		p.join(p.a)
+		p.a.openAll(t.Context())
+		if a := p.a.device("disk"); a != nil && !errors.Is(a.err, content.ErrFenced) {
+			t.Errorf("it is served: %v", a.err)
+		}
+	} else if err := p.a.device("disk").happen(t.Context(), right.Due{}); !errors.Is(err, content.ErrFenced) {
+		t.Errorf("it is the latest: %v", err)
+	} else if p.a.device("disk").front.Flush(t.Context()) == nil {
+		t.Error("a flush of what follows an older copy was acknowledged")
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", shadow)
+	p.a.look(t)
+	if !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), alone) {
+		t.Error("what it has acknowledged alone is not in the orphan")
+	}
+}
+
 // TestRollbackToWhatIsHereAlone is cut short by a crash, and completed by a later start,
 // after one that failed.
 func TestRollbackToWhatIsHereAlone(t *testing.T) {

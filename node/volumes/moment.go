@@ -186,9 +186,8 @@ func (v *Volumes) past(a *attached) *moment.Past {
 	}}
 }
 
-// Promote publishes what a reference stands for as an image. Of a volume that is attached
-// here all goes into chunks first. What the image's scope may refer to is not sent again:
-// for one of the volume's own farm that is everything.
+// Promote publishes what a reference stands for as an image. Of a volume that is attached here all goes into chunks first.
+// What the image's scope may refer to is not sent again: for one of the volume's own farm that is everything.
 func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to terms.PromoteSpec, progress terms.Progress) (err error) {
 	defer during(&err, "promote %s to image %q", ref, to.Image)
 	if err := content.KindImage.CheckName(to.Image); err != nil {

@@ -83,8 +83,7 @@ func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
 	return a.happen(ctx, right.Due{})
 }
 
-// giveUpLost stops serving the volumes that are another's, each for itself, and but for those
-// that somebody else is at.
+// giveUpLost stops serving the volumes that are another's, each for itself, and but for those that somebody else is at.
 func (v *Volumes) giveUpLost(ctx context.Context) {
 	v.each(func(name string, a *attached) {
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
@@ -100,8 +99,7 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 	})
 }
 
-// watchPulse has the records of all volumes read before anything is acknowledged, when
-// this process has stood still.
+// watchPulse has the records of all volumes read before anything is acknowledged, when this process has stood still.
 func (v *Volumes) watchPulse(ctx context.Context) error {
 	var looks sync.WaitGroup
 	defer looks.Wait()
@@ -119,8 +117,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 	})
 }
 
-// stoodStill has the record read at once, whoever is at it: guests wait, and not for ever
-// where they can go on without.
+// stoodStill has the record read at once, whoever is at it: guests wait, and not for ever where they can go on without.
 func (a *attached) stoodStill(ctx context.Context) error {
 	a.turn.Yield()
 	if _, body, _ := a.record(); body.Policy != catalog.PolicyOrigin {

@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -20,8 +19,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// skipsOrigin reports whether a start goes on without the origin, which has not answered
-// for another of its volumes.
+// skipsOrigin reports whether a start goes on without the origin, which has not answered for another of its volumes.
 func (v *Volumes) skipsOrigin() bool { return v.opening.Load() && v.away.Load() }
 
 // patience is how long the origin may take to answer: guests wait for a start.
@@ -107,17 +105,25 @@ func (v *Volumes) journalOf(e index.Entry) volume.Config {
 	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Step: v.cfg.At, Log: v.cfg.Log}
 }
 
-// isCurrent fails where the bucket has what this disk has not: it is a copy of what it was
-// once, and what it says since is nothing.
-func (a *attached) isCurrent(e index.Entry) error {
-	end, through := a.vol.End().Seq, max(e.Through().Seq, a.line.Through().Seq) // acknowledged, and not in the record yet
-	if !e.Committed || e.ReadOnly || end >= through {
+// isCurrent fails where the bucket has what this disk has not: it is a copy of what it was once, and what it says since
+// is nothing. Without the record takeNext finds that out.
+func (a *attached) isCurrent(e index.Entry) (err error) {
+	if _, _, st := a.record(); st.Stage == right.Unconfirmed {
+		if a.blind, err = a.v.index.Blinded(e.Name, a.vol.End().Seq); err != nil {
+			return err
+		}
+	}
+	why := a.older(e.Volume, a.vol.End().Seq)
+	if !e.Committed || e.ReadOnly || why == "" {
 		return nil
 	}
-	e, err := a.v.index.Change(e.Name, func(e *index.Entry) {
-		e.Taken = fmt.Sprintf("its disk ends with entry %d, and the bucket has it up to %d: the disk is an older copy, and `grange volume attach %s --takeover` goes on with what the bucket has", end, through, e.Name)
-	})
+	e, err = a.v.index.Change(e.Name, func(e *index.Entry) { e.Taken = why })
 	return errors.Join(a.v.takenError(e), err)
+}
+
+// older says why a disk whose journal ends with an entry, or did, is an older copy; empty where it is none.
+func (a *attached) older(body catalog.Volume, end uint64) string {
+	return terms.Outdated(a.Name(), end, max(body.Through().Seq, a.line.Through().Seq)) // acknowledged, and not in the record yet
 }
 
 // ask has a volume that is served follow what a Put asks for.

@@ -37,8 +37,7 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec terms.Snapshot
 	return terms.OfSnapshot(v.codec, body), nil
 }
 
-// share seals the volume and has its record say that others may name what is up to there.
-// The place is kept.
+// share seals the volume and has its record say that others may name what is up to there. The place is kept.
 func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (content.Position, catalog.Volume, error) {
 	tailed := a.tails() != nil
 	at, err := a.folds.Seal(ctx)

@@ -87,16 +87,14 @@ type Config struct {
 }
 
 const (
-	// tryInterval is how often what could not be done is tried again: a record to be
-	// written, a volume to be served. That one waits longer each time: to open it
-	// may mean to read all of its journal. Whoever has its disk open waits as well.
+	// tryInterval is how often what could not be done is tried again: a record to be written, a volume to be served. That
+	// one waits longer each time: to open it may mean to read all of its journal. Whoever has its disk open waits as well.
 	tryInterval = 5 * time.Second
 	tryAfterMax = time.Minute
 	// detachTimeout is how long requests in flight may take when a volume is detached.
 	detachTimeout = 30 * time.Second
 
-	// parallelOpens is how many volumes are opened at once after a start: each
-	// waits for the disk, or for the kernel.
+	// parallelOpens is how many volumes are opened at once after a start: each waits for the disk, or for the kernel.
 	parallelOpens = 16
 )
 
@@ -354,8 +352,7 @@ func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec terms.Spec) 
 	return v.attach(ctx, e, spec)
 }
 
-// openLater opens a volume of which a device says that it is opening, unless somebody
-// else has done so meanwhile.
+// openLater opens a volume of which a device says that it is opening, unless somebody else has done so meanwhile.
 func (v *Volumes) openLater(ctx context.Context, name string) {
 	defer v.turn(name)()
 	e, ok := v.index.Get(name)
@@ -453,10 +450,9 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	return errors.Join(err, d.shut())
 }
 
-// Remove deletes a volume and its record; one that the mesh does not have is success.
-// One that is in use, or that another node holds, is content.ErrConflict; to force it
-// is of use where it is in use, and where that node, or its folder, is away. What is left of
-// one that was taken away is its orphan's, and goes with that alone.
+// Remove deletes a volume and its record; one that the mesh does not have is success. One that is in use, or that another
+// node holds, is content.ErrConflict; to force it is of use where it is in use, and where that node, or its folder, is away.
+// What is left of one that was taken away is its orphan's, and goes with that alone.
 func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec) (err error) {
 	if err := content.CheckName(name); err != nil {
 		return err

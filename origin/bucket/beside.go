@@ -29,10 +29,9 @@ const (
 // errQuiet is why a request was given up that brought nothing.
 var errQuiet = fmt.Errorf("it brought nothing for long: %w", content.ErrUnavailable)
 
-// Beside asks b once more for what a Get brings not at all, or by the drop, while the
-// first request goes on; who is first serves the reader. However long a store is
-// silent, there is always a young request that it may answer, and never more than one
-// beside the first.
+// Beside asks b once more for what a Get brings not at all, or by the drop, while the first request goes on;
+// who is first serves the reader. However long a store is silent, there is always a young request that it may
+// answer, and never more than one beside the first.
 func Beside(b Bucket) Bucket { return beside{b} }
 
 type beside struct{ Bucket }
@@ -190,8 +189,7 @@ func (b *chased) Read(p []byte) (int, error) {
 	return b.now.object.Body.Read(p) // its end, or all of what has no known one
 }
 
-// wait reads once, while its rival's timer runs. Only that time counts: whoever reads
-// may be slow itself.
+// wait reads once, while its rival's timer runs. Only that time counts: whoever reads may be slow itself.
 func (b *chased) wait(p []byte) (int, error) {
 	if b.came >= progressMin {
 		b.rest()

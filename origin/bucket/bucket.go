@@ -18,11 +18,9 @@ import (
 )
 
 var (
-	// ErrPrecondition: the object was not in the state that the condition asks
-	// for, and nothing was written.
+	// ErrPrecondition: the object was not in the state that the condition asks for, and nothing was written.
 	ErrPrecondition = fmt.Errorf("precondition failed: %w", content.ErrConflict)
-	// ErrUnknown: the write was sent and its outcome is not known; only reading
-	// the object tells.
+	// ErrUnknown: the write was sent and its outcome is not known; only reading the object tells.
 	ErrUnknown = fmt.Errorf("outcome unknown: %w", content.ErrUnavailable)
 	// ErrBusy: the store did nothing and asks to be asked again, so that even a
 	// conditional write may be repeated.
@@ -42,9 +40,8 @@ const (
 	PageSize = 1000
 )
 
-// CheckKey fails with content.ErrInvalid unless every implementation can keep an
-// object under key: parts of [A-Za-z0-9._@-] joined by slashes, none of which
-// begins with a dot.
+// CheckKey fails with content.ErrInvalid unless every implementation can keep an object under key: parts of
+// [A-Za-z0-9._@-] joined by slashes, none of which begins with a dot.
 func CheckKey(key string) error {
 	if key == "" || len(key) > KeyMax {
 		return fmt.Errorf("key %.100q: %w: want 1 to %d bytes, got %d", key, content.ErrInvalid, KeyMax, len(key))
@@ -63,10 +60,9 @@ func CheckKey(key string) error {
 	return nil
 }
 
-// Bucket is an object store. Safe for concurrent use. Keys are as CheckKey wants
-// them. A store that takes no writes answers Put and Delete with
-// content.ErrReadOnly, one that has no lists errors.ErrUnsupported; one that does
-// not answer is content.ErrUnavailable, one that answers no content.ErrForbidden.
+// Bucket is an object store. Safe for concurrent use. Keys are as CheckKey wants them. A store that takes no
+// writes answers Put and Delete with content.ErrReadOnly, one that has no lists errors.ErrUnsupported; one
+// that does not answer is content.ErrUnavailable, one that answers no content.ErrForbidden.
 type Bucket interface {
 	// Get opens an object, or a range of it; the caller closes Body. An absent
 	// object is content.ErrNotFound, a range wholly outside content.ErrInvalid.
@@ -75,9 +71,8 @@ type Bucket interface {
 	// object or the new one. A condition that does not hold is ErrPrecondition, a
 	// lost reply ErrUnknown, a store that did nothing yet ErrBusy.
 	Put(ctx context.Context, key string, body Body, cond Condition) (Info, error)
-	// List yields the objects whose keys begin with prefix and are greater than
-	// after, in rising order of keys, fetching pages as they are consumed. It
-	// ends after the first error.
+	// List yields the objects whose keys begin with prefix and are greater than after, in rising order of
+	// keys, fetching pages as they are consumed. It ends after the first error.
 	List(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
 	// Delete removes an object; an absent one is success.
 	Delete(ctx context.Context, key string) error
@@ -87,8 +82,7 @@ type Bucket interface {
 type Range struct {
 	// Offset of the first byte; negative counts from the end.
 	Offset int64
-	// Length in bytes; 0 is to the end. A range that reaches beyond the end is
-	// cut there.
+	// Length in bytes; 0 is to the end. A range that reaches beyond the end is cut there.
 	Length int64
 }
 
@@ -191,9 +185,8 @@ func (r Range) Within(size int64) (off, length int64, err error) {
 	return off, length, nil
 }
 
-// Exactly returns the first n bytes of the body of a reply. A body that breaks or
-// ends before is content.ErrUnavailable: a cut connection is never taken for a
-// short object.
+// Exactly returns the first n bytes of the body of a reply. A body that breaks or ends before is
+// content.ErrUnavailable: a cut connection is never taken for a short object.
 func Exactly(body io.ReadCloser, n int64) io.ReadCloser { return &exactly{body, n} }
 
 type exactly struct {
@@ -216,10 +209,9 @@ func (b *exactly) Read(p []byte) (int, error) {
 	return n, fmt.Errorf("reply cut %d bytes before its end: %w: %w", b.left, content.ErrUnavailable, err)
 }
 
-// Probe finds out whether writing to a bucket is safe: whether it takes writes
-// and honours both conditions. A store that ignores them would let two writers
-// believe that each had won; it is content.ErrReadOnly, as is one that refuses
-// writes. It costs five requests.
+// Probe finds out whether writing to a bucket is safe: whether it takes writes and honours both conditions. A
+// store that ignores them would let two writers believe that each had won; it is content.ErrReadOnly, as is
+// one that refuses writes. It costs five requests.
 func Probe(ctx context.Context, b Bucket) error {
 	key := string(content.KeyProbes) + rand.Text()
 	first, err := b.Put(ctx, key, Bytes([]byte("first")), IfAbsent())

@@ -29,9 +29,8 @@ type breaker struct {
 	next   time.Time  // when one is let through, after too many
 }
 
-// Breaker bounds the load on a store that does not answer: but for one request a
-// pause it is not asked, and the caller told ErrOpen at once. How long anybody waits
-// for the store is not its affair.
+// Breaker bounds the load on a store that does not answer: but for one request a pause it is not asked, and
+// the caller told ErrOpen at once. How long anybody waits for the store is not its affair.
 func Breaker(b Bucket) Bucket { return &breaker{inner: b} }
 
 // allow reports whether a request is to be sent. One that was and hangs holds up
@@ -178,8 +177,7 @@ func (l limited) Put(ctx context.Context, key string, body Body, cond Condition)
 	return info, err
 }
 
-// List implements Bucket. It is in flight until its first answer: its consumer may take
-// long over it.
+// List implements Bucket. It is in flight until its first answer: its consumer may take long over it.
 func (l limited) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
 		turn, err := l.budget.Take(ctx)

@@ -14,9 +14,8 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// RetryConfig says how long a request is repeated. The zero value is the default, for
-// writers and for readers of what only the origin has; whoever has somebody else to
-// ask is less patient.
+// RetryConfig says how long a request is repeated. The zero value is the default, for writers and for readers
+// of what only the origin has; whoever has somebody else to ask is less patient.
 type RetryConfig struct {
 	// Tries bounds the times that one request is sent; 0 is no bound.
 	Tries int
@@ -43,19 +42,16 @@ type retrying struct {
 	cfg   RetryConfig
 }
 
-// Retry repeats requests that b could not answer, after a pause with jitter. A
-// body that breaks is resumed where it broke, a list after the last key. A
-// conditional Put is repeated only when the store says that it did nothing. An
-// unconditional Put or Delete whose reply was lost is carried out again, maybe
-// over what another writer has written meanwhile: they are for keys that have one
-// writer.
+// Retry repeats requests that b could not answer, after a pause with jitter. A body that breaks is resumed
+// where it broke, a list after the last key. A conditional Put is repeated only when the store says that it
+// did nothing. An unconditional Put or Delete whose reply was lost is carried out again, maybe over what
+// another writer has written meanwhile: they are for keys that have one writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
 	cfg.Wait, cfg.WithinMax = cmp.Or(cfg.Wait, 100*time.Millisecond), cmp.Or(cfg.WithinMax, withinMax)
 	return &retrying{b, cfg}
 }
 
-// again sends a request until it succeeds or fails with an error that is not
-// worth another try.
+// again sends a request until it succeeds or fails with an error that is not worth another try.
 func again[T any](ctx context.Context, r *retrying, worth error, send func() (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = r.cfg.Wait, retryWaitMax
@@ -114,8 +110,7 @@ func (b *resumed) Read(p []byte) (int, error) {
 	})
 }
 
-// read reads what comes; what came before an error is good, and the next one meets
-// that again.
+// read reads what comes; what came before an error is good, and the next one meets that again.
 func (b *resumed) read(p []byte) (int, error) {
 	n, err := b.body.Read(p)
 	if b.off += int64(n); n > 0 || b.off == b.end {

@@ -19,9 +19,8 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// commitTries bounds how often one commit is sent when the store loses replies:
-// each try is settled by a read, so this many losses in a row mean that the
-// store is not answering.
+// commitTries bounds how often one commit is sent when the store loses replies: each try is settled by a
+// read, so this many losses in a row mean that the store is not answering.
 const commitTries = 5
 
 // Config is what a Catalog is built from.
@@ -30,8 +29,7 @@ type Config struct {
 	Bucket bucket.Bucket
 	// Verifier checks them.
 	Verifier *trust.Verifier
-	// Signer signs what is committed here; with the zero Signer each commit is
-	// refused.
+	// Signer signs what is committed here; with the zero Signer each commit is refused.
 	Signer trust.Signer
 	// Recall returns a record as the origin last showed it to who keeps what is known of
 	// names, also one that is not there any more: what did not change is not read or
@@ -67,8 +65,7 @@ type Record struct {
 	ETag string
 	// SeenAt is when the origin answered with it.
 	SeenAt time.Time
-	// Modified is when it was written, by the store's clock; zero for what this
-	// Catalog wrote.
+	// Modified is when it was written, by the store's clock; zero for what this Catalog wrote.
 	Modified time.Time
 }
 
@@ -78,8 +75,7 @@ func (r Record) OpenTo(next trust.Envelope) bool {
 	return r.Tombstone || r.Farm == "" || r.Farm == next.Signer.Farm
 }
 
-// FirstSeen is the earliest time at which the record is known to have been at the
-// origin.
+// FirstSeen is the earliest time at which the record is known to have been at the origin.
 func (r Record) FirstSeen() time.Time {
 	if r.Modified.IsZero() || r.Modified.After(r.SeenAt) {
 		return r.SeenAt
@@ -153,8 +149,7 @@ func (c *Catalog) List(ctx context.Context, space content.Kind, begin, after str
 	}
 }
 
-// yieldBatch yields the records of some listed objects, and reports whether to go
-// on.
+// yieldBatch yields the records of some listed objects, and reports whether to go on.
 func (c *Catalog) yieldBatch(ctx context.Context, space content.Kind, batch []bucket.Info, yield func(Record, error) bool) bool {
 	records := make([]Record, len(batch))
 	errs := make([]error, len(batch))
@@ -216,12 +211,11 @@ func (e *TakenError) Error() string {
 
 func (e *TakenError) Unwrap() error { return e.cause }
 
-// Commit writes a record and returns it as stored. A reply that was lost, or a
-// condition that failed, is settled by reading: the commit's own identifier
-// there means success, another record is a *TakenError, and nothing changed
-// means that the write never arrived and is sent again. When that can't be read,
-// the error wraps bucket.ErrUnknown: the record may have been written. A name is
-// created over what is known of it, and looked at first only where it seems to be taken.
+// Commit writes a record and returns it as stored. A reply that was lost, or a condition that failed, is
+// settled by reading: the commit's own identifier there means success, another record is a *TakenError, and
+// nothing changed means that the write never arrived and is sent again. When that can't be read, the error
+// wraps bucket.ErrUnknown: the record may have been written. A name is created over what is known of it, and
+// looked at first only where it seems to be taken.
 func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	base, err := c.baseOf(ch)
 	if err != nil {
@@ -260,8 +254,7 @@ func (c *Catalog) commit(ctx context.Context, ch Change, base Record) (Record, e
 	return c.write(ctx, mine, sealed, base)
 }
 
-// baseOf returns the record that the change replaces, as far as is known, or the vacant
-// one.
+// baseOf returns the record that the change replaces, as far as is known, or the vacant one.
 func (c *Catalog) baseOf(ch Change) (Record, error) {
 	if err := ch.Kind.CheckName(ch.Name); err != nil {
 		return Record{}, err
@@ -288,9 +281,8 @@ func (c *Catalog) vacant(kind content.Kind, name string) Record {
 	return last
 }
 
-// Submit stores an envelope that a member without an origin sealed over the
-// record with that ETag, "" for a name that never was: what Commit does with its
-// own. Sent again after a lost reply it succeeds.
+// Submit stores an envelope that a member without an origin sealed over the record with that ETag, "" for a
+// name that never was: what Commit does with its own. Sent again after a lost reply it succeeds.
 func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (Record, error) {
 	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now(), c.cfg.Now())
 	if err != nil {

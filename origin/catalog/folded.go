@@ -151,8 +151,7 @@ func decodeFolded(c *content.Codec, id content.VolumeID, head, lineage, journal 
 	return s, r.err
 }
 
-// varints reads a row of numbers; at the first that is not there it says so, and reads no
-// more.
+// varints reads a row of numbers; at the first that is not there it says so, and reads no more.
 type varints struct {
 	rest []byte
 	err  error
@@ -222,8 +221,7 @@ func ClaimMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error
 	return fmt.Errorf("claim the origin: %w", err)
 }
 
-// CheckMesh checks that the bucket is the mesh's; ErrNotFound means that nobody
-// has claimed it.
+// CheckMesh checks that the bucket is the mesh's; ErrNotFound means that nobody has claimed it.
 func CheckMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error {
 	if _, err := bucket.ReadChecked(ctx, b, content.KeyMesh, meshSizeMax, func(text []byte, _ bucket.Info) (struct{}, error) {
 		return struct{}{}, checkMesh(text, mesh)

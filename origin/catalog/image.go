@@ -44,8 +44,7 @@ const (
 	sourceMax = 256
 )
 
-// Encode returns the body's canonical CBOR. Lineage and source are cut to their
-// limits.
+// Encode returns the body's canonical CBOR. Lineage and source are cut to their limits.
 func (i Image) Encode(c *content.Codec) ([]byte, error) {
 	head, err := i.Head.Encode(c)
 	if err != nil {
@@ -123,11 +122,10 @@ type Content struct {
 	Scope content.Scope
 }
 
-// Describe reads what a checked envelope says, as far as its signer may say it: a
-// record that is for a farm tells of content of exactly that farm's scope, signed by
-// one of its members, and one that is for none of content of scope mesh or public.
-// Whatever goes beyond is ErrForbidden, for everybody who meets it; a body that can't
-// be decoded is ErrCorrupt.
+// Describe reads what a checked envelope says, as far as its signer may say it: a record that is for a farm
+// tells of content of exactly that farm's scope, signed by one of its members, and one that is for none of
+// content of scope mesh or public. Whatever goes beyond is ErrForbidden, for everybody who meets it; a body
+// that can't be decoded is ErrCorrupt.
 func Describe(c *content.Codec, e trust.Envelope) (Content, error) {
 	d, err := describe(c, e)
 	if err != nil {

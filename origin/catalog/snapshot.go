@@ -24,9 +24,8 @@ const (
 // since 1970), then the other fields in the order that they have here. Volume, Number and
 // Orphan are in the record's name.
 type Snapshot struct {
-	// Volume is the name of the volume that it is of, and Number which of it: NAME@N. An
-	// orphan is what a node still had of a volume that was taken from it: it has no
-	// number, and is called after its Epoch.
+	// Volume is the name of the volume that it is of, and Number which of it: NAME@N. An orphan is what a
+	// node still had of a volume that was taken from it: it has no number, and is called after its Epoch.
 	Volume string `cbor:"-"`
 	Number uint64 `cbor:"-"`
 	Orphan bool   `cbor:"-"`
@@ -67,8 +66,7 @@ type snapshotWire struct {
 	Snapshot
 }
 
-// Encode returns the body's canonical CBOR. What no record of a snapshot may have is
-// ErrInvalid.
+// Encode returns the body's canonical CBOR. What no record of a snapshot may have is ErrInvalid.
 func (s Snapshot) Encode(c *content.Codec) ([]byte, error) {
 	b, err := s.encode(c)
 	if err != nil {

@@ -109,8 +109,7 @@ type volumeWire struct {
 	Volume
 }
 
-// Encode returns the body's canonical CBOR. What no record of a volume may have is
-// ErrInvalid.
+// Encode returns the body's canonical CBOR. What no record of a volume may have is ErrInvalid.
 func (v Volume) Encode(c *content.Codec) ([]byte, error) {
 	b, err := v.encode(c)
 	if err != nil {
@@ -119,8 +118,7 @@ func (v Volume) Encode(c *content.Codec) ([]byte, error) {
 	return b, nil
 }
 
-// Dismiss has it name no holders where flushes don't wait for any, once all that they have is in
-// the bucket.
+// Dismiss has it name no holders where flushes don't wait for any, once all that they have is in the bucket.
 func (v *Volume) Dismiss() {
 	if k, _ := PolicyHolders(v.Policy); k == 0 {
 		v.Holders, v.DegradedSince = nil, time.Time{}
@@ -158,8 +156,7 @@ func (v Volume) check() error {
 	return nil
 }
 
-// DecodeVolume reads an encoded body; anything but the one encoding of a valid one is
-// ErrCorrupt.
+// DecodeVolume reads an encoded body; anything but the one encoding of a valid one is ErrCorrupt.
 func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 	var w volumeWire
 	err := c.Unmarshal(b, &w)

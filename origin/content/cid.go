@@ -18,17 +18,15 @@ const CIDSize = 32
 // version 1, codec raw (0x55), multihash BLAKE3 (0x1e), 32 bytes.
 const cidPrefix = "\x01\x55\x1e\x20"
 
-// CID names immutable bytes by their BLAKE3-256 digest. Its text and binary
-// forms are those of a CIDv1 with the raw codec, whatever the bytes mean: the
-// place that refers to a CID says what it expects to find there. The zero CID
-// is not a name: it stands for a hole.
+// CID names immutable bytes by their BLAKE3-256 digest. Its text and binary forms are those of a CIDv1 with
+// the raw codec, whatever the bytes mean: the place that refers to a CID says what it expects to find there.
+// The zero CID is not a name: it stands for a hole.
 type CID [CIDSize]byte
 
 // Sum names b.
 func Sum(b []byte) CID { return CID(blake3.Sum256(b)) }
 
-// ParseCID reads the text form of a CID. Any other version, codec or hash is
-// refused with ErrInvalid.
+// ParseCID reads the text form of a CID. Any other version, codec or hash is refused with ErrInvalid.
 func ParseCID(s string) (CID, error) {
 	c, err := gocid.Decode(s)
 	if err != nil {
@@ -145,9 +143,8 @@ var (
 	_ cbor.Unmarshaler = (*CID)(nil)
 )
 
-// Verified is bytes that hash to their CID. Only [Verify] and [Seal] make one,
-// so code that takes a Verified needs no check of its own. The bytes must not
-// be changed.
+// Verified is bytes that hash to their CID. Only [Verify] and [Seal] make one, so code that takes a Verified
+// needs no check of its own. The bytes must not be changed.
 type Verified struct {
 	id   CID
 	data []byte
@@ -171,17 +168,15 @@ func (v Verified) CID() CID { return v.id }
 // Bytes returns the bytes, for reading only.
 func (v Verified) Bytes() []byte { return v.data }
 
-// Codec encodes our CBOR formats, and decodes them strictly. It writes the
-// dag-cbor subset of CBOR: map keys in canonical order, shortest integers, no
-// indefinite lengths, tag 42 alone. Build one with NewCodec and share it: it is
-// safe for concurrent use.
+// Codec encodes our CBOR formats, and decodes them strictly. It writes the dag-cbor subset of CBOR: map keys
+// in canonical order, shortest integers, no indefinite lengths, tag 42 alone. Build one with NewCodec and
+// share it: it is safe for concurrent use.
 type Codec struct {
 	enc cbor.EncMode
 	dec cbor.DecMode
 }
 
-// cborArrayMax bounds arrays and maps in untrusted input; the largest list we
-// write is a manifest's packs.
+// cborArrayMax bounds arrays and maps in untrusted input; the largest list we write is a manifest's packs.
 const (
 	cborArrayMax  = 1 << 20
 	cborNestedMax = 16

@@ -51,19 +51,17 @@ type VolumeID [16]byte
 // String returns the ID in hexadecimal, as folders and keys have it.
 func (id VolumeID) String() string { return hex.EncodeToString(id[:]) }
 
-// Position is a place in the journal of a volume: behind the entry Seq, with which
-// segment Number ended. The zero Position is the beginning. Numbers and seqs rise through
-// the whole life of a volume, whoever writes it, so that a later position has the larger
-// Seq.
+// Position is a place in the journal of a volume: behind the entry Seq, with which segment Number ended. The
+// zero Position is the beginning. Numbers and seqs rise through the whole life of a volume, whoever writes
+// it, so that a later position has the larger Seq.
 type Position struct {
 	Number uint64 `cbor:"number" json:"number"`
 	Seq    uint64 `cbor:"seq" json:"seq"`
 }
 
-// SegmentRef names a sealed segment of a journal in the one form that it has on a disk,
-// at a holder and in the bucket. It covers all entries behind After up to Through, those
-// that nothing reads any more left out; so the refs of a volume are a chain without gaps,
-// in which one's Through is the next one's After.
+// SegmentRef names a sealed segment of a journal in the one form that it has on a disk, at a holder and in
+// the bucket. It covers all entries behind After up to Through, those that nothing reads any more left out;
+// so the refs of a volume are a chain without gaps, in which one's Through is the next one's After.
 type SegmentRef struct {
 	// Volume wrote it: a fork's chain begins with segments of what it was made from.
 	Volume VolumeID
@@ -73,9 +71,8 @@ type SegmentRef struct {
 	// Bytes is its length, and Sum the first half of the BLAKE3 of all of them.
 	Bytes int64
 	Sum   [16]byte
-	// Tails is how many tails it lies in at an origin, one following the other, where it has
-	// no object of its own: flushes have put them. Bytes is of their segments together then,
-	// and Sum of their headers.
+	// Tails is how many tails it lies in at an origin, one following the other, where it has no object of its
+	// own: flushes have put them. Bytes is of their segments together then, and Sum of their headers.
 	Tails int
 }
 

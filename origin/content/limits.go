@@ -24,8 +24,7 @@ const (
 	// MapFanout is the number of entries of a block map node.
 	MapFanout = 1024
 
-	// SizeMax bounds an image or volume, in bytes: three levels of map at
-	// ChunkSizeDefault.
+	// SizeMax bounds an image or volume, in bytes: three levels of map at ChunkSizeDefault.
 	SizeMax = 16 << 40
 	// ChunksMax bounds the chunks of one root: SizeMax in the smallest ones. Four levels
 	// of map name them, and a bitmap their numbers.

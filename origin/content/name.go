@@ -49,9 +49,8 @@ func (k Kind) CheckName(name string) error {
 	return fmt.Errorf("kind %.40q of %.140q: %w: there is no such kind", string(k), name, ErrInvalid)
 }
 
-// checkReference fails with ErrInvalid unless name is plain, or an OCI reference: parts
-// with slashes between, and a tag behind a colon if there is one, each of them as a plain
-// name is.
+// checkReference fails with ErrInvalid unless name is plain, or an OCI reference: parts with slashes between,
+// and a tag behind a colon if there is one, each of them as a plain name is.
 func checkReference(name string) error {
 	if n := len(Segment(name)); n > SegmentMax {
 		return fmt.Errorf("name %.140q: %w: it takes %d characters in a path, and may take %d", name, ErrInvalid, n, SegmentMax)
@@ -72,8 +71,7 @@ func checkReference(name string) error {
 	return nil
 }
 
-// Segment is what a name is in a URL, a file's name or a key: percent-encoded, one
-// segment of the path.
+// Segment is what a name is in a URL, a file's name or a key: percent-encoded, one segment of the path.
 func Segment(name string) string { return url.QueryEscape(name) }
 
 // NameOf returns the name of a Segment.
@@ -88,8 +86,7 @@ func NameOf(segment string) (string, error) {
 	return name, nil
 }
 
-// CutKind cuts KIND:NAME; the kind is "" where there is none, as in the OCI reference
-// debian:12.
+// CutKind cuts KIND:NAME; the kind is "" where there is none, as in the OCI reference debian:12.
 func CutKind(text string) (Kind, string) {
 	kind, name, ok := strings.Cut(text, ":")
 	if k := Kind(kind); ok && k.CheckName(name) == nil {
@@ -128,8 +125,7 @@ type Ref struct {
 	Kind Kind
 	// Name is that of the volume, for a snapshot.
 	Name string
-	// Seq is the number N of a snapshot; of an orphan the epoch that it was written
-	// under. Else it is 0.
+	// Seq is the number N of a snapshot; of an orphan the epoch that it was written under. Else it is 0.
 	Seq uint64
 	// Orphan says that it is what a holder had of a volume that was taken from it.
 	Orphan bool
@@ -169,8 +165,7 @@ func ParseRef(s string) (Ref, error) {
 	return ref, nil
 }
 
-// cutSnapshot sets what follows the @ of a snapshot's name, and leaves Seq 0 if that is
-// none.
+// cutSnapshot sets what follows the @ of a snapshot's name, and leaves Seq 0 if that is none.
 func (r *Ref) cutSnapshot(name string) {
 	var which string
 	r.Name, which, _ = strings.Cut(name, "@")
@@ -233,9 +228,8 @@ func unmarshalTextString(b []byte, to encoding.TextUnmarshaler) error {
 	return to.UnmarshalText([]byte(s))
 }
 
-// Scope says who may read a root: everybody, the members of the mesh, or the
-// members of one farm. Its text form is "public", "mesh" or "farm/NAME"; it is
-// also the prefix under which the packs of that scope lie.
+// Scope says who may read a root: everybody, the members of the mesh, or the members of one farm. Its text
+// form is "public", "mesh" or "farm/NAME"; it is also the prefix under which the packs of that scope lie.
 type Scope struct {
 	farm  string
 	level uint8
@@ -283,8 +277,7 @@ func (s Scope) IsPublic() bool { return s.level == scopePublic }
 // Farm returns the farm's name, or "" for the wider scopes.
 func (s Scope) Farm() string { return s.farm }
 
-// Covers reports whether content of scope inner may refer to packs of scope s:
-// its own or a wider one.
+// Covers reports whether content of scope inner may refer to packs of scope s: its own or a wider one.
 func (s Scope) Covers(inner Scope) bool {
 	return !s.IsZero() && !inner.IsZero() && (s == inner || s.level < inner.level)
 }

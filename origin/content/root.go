@@ -100,8 +100,7 @@ func (r Root) Encode(c *Codec) (Verified, error) {
 	return Seal(b), nil
 }
 
-// DecodeRoot reads an encoded root; anything but the one encoding of a valid
-// root is ErrCorrupt.
+// DecodeRoot reads an encoded root; anything but the one encoding of a valid root is ErrCorrupt.
 func DecodeRoot(c *Codec, b []byte) (Root, error) {
 	if len(b) > RootSizeMax {
 		return Root{}, fmt.Errorf("root of %d bytes: %w: limit is %d", len(b), ErrCorrupt, RootSizeMax)
@@ -140,8 +139,7 @@ type Node struct {
 // nodeVersion is the version of the encoding above.
 const nodeVersion = 1
 
-// LevelMax is the highest level of a map node: SizeMax in chunks of
-// ChunkSizeMin takes four levels.
+// LevelMax is the highest level of a map node: SizeMax in chunks of ChunkSizeMin takes four levels.
 const LevelMax = 4
 
 // Entry returns entry i; those past the end are holes.

@@ -16,8 +16,7 @@ type Shape struct {
 	// ChunkMax is the most bytes that a chunk has. Where Even is set, each has as many.
 	ChunkMax int
 	Even     bool
-	// Map names the top node of the block map, at level Depth; a hole when all chunks
-	// are.
+	// Map names the top node of the block map, at level Depth; a hole when all chunks are.
 	Map CID
 }
 
@@ -54,10 +53,9 @@ func (s Shape) CheckChunk(n int) error {
 	return fmt.Errorf("%w: %d bytes, want 1 to %d", ErrInvalid, n, s.ChunkMax)
 }
 
-// Pos is the place of an object under a root: a chunk at level 0, a block map
-// node above. The top node is at level Shape.Depth, index 0. Members ask each
-// other for (root, pos), never for a CID, so that the answerer can check the
-// root's scope before it looks.
+// Pos is the place of an object under a root: a chunk at level 0, a block map node above. The top node is at
+// level Shape.Depth, index 0. Members ask each other for (root, pos), never for a CID, so that the answerer
+// can check the root's scope before it looks.
 type Pos struct {
 	Level int
 	Index uint64
@@ -141,8 +139,7 @@ func (b *Bitmap) Encode() ([]byte, error) {
 	return b.set.ToBytes()
 }
 
-// DecodeBitmap reads an encoded bitmap from an untrusted member; anything else
-// is ErrCorrupt.
+// DecodeBitmap reads an encoded bitmap from an untrusted member; anything else is ErrCorrupt.
 func DecodeBitmap(b []byte) (*Bitmap, error) {
 	if len(b) > BitmapSizeMax {
 		return nil, fmt.Errorf("bitmap of %d bytes: %w: limit is %d", len(b), ErrCorrupt, BitmapSizeMax)

@@ -219,8 +219,7 @@ func accessList(text string) (string, error) {
 	return string(out), nil
 }
 
-// idOf whom a line of an access list names: by a number, which bsdtar puts last, or
-// as the host does.
+// idOf whom a line of an access list names: by a number, which bsdtar puts last, or as the host does.
 func idOf(part []string, group bool) (uint32, error) {
 	text := part[len(part)-1]
 	if len(part) < 4 {

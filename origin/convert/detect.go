@@ -165,8 +165,7 @@ type member struct {
 	holes     bool // it is not whole in its place
 }
 
-// blocks remembers whether the block that was read last is zeros, as those are that
-// end a tar.
+// blocks remembers whether the block that was read last is zeros, as those are that end a tar.
 type blocks struct {
 	*io.SectionReader
 	zero bool

@@ -19,9 +19,8 @@ type Disk interface {
 	io.Closer
 	// Size in bytes.
 	Size() int64
-	// NextData returns the first range at or after off that may hold anything but
-	// zeros; io.EOF when there is none. One whose source was written to since it was
-	// opened ends with ErrConflict instead.
+	// NextData returns the first range at or after off that may hold anything but zeros; io.EOF when there is
+	// none. One whose source was written to since it was opened ends with ErrConflict instead.
 	NextData(off int64) (start, end int64, err error)
 }
 
@@ -45,8 +44,7 @@ const (
 	Dir       Format = "dir"
 )
 
-// Options says what to open. Who asks for an import says the first three, and who does it
-// the others.
+// Options says what to open. Who asks for an import says the first three, and who does it the others.
 type Options struct {
 	Path   string `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
 	Format Format `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
@@ -60,19 +58,16 @@ type Options struct {
 	Previous func(context.Context, *os.File) error `json:"-"`
 	// Except is a folder that is left out of a directory that holds it: the node's own.
 	Except string `json:"-"`
-	// Room is asked before about n bytes are written to Temp; its error ends the work.
-	// May be nil.
+	// Room is asked before about n bytes are written to Temp; its error ends the work. May be nil.
 	Room func(n int64) error `json:"-"`
 	// Note is told what is being done, for people; may be nil.
 	Note func(string) `json:"-"`
-	// Warn is told what of the source is not in the disk, or may not be as it was; may
-	// be nil.
+	// Warn is told what of the source is not in the disk, or may not be as it was; may be nil.
 	Warn func(string) `json:"-"`
 }
 
-// Open opens a source as a disk. The caller closes it, which removes what was
-// unpacked. Sources that can't be a disk are ErrInvalid, those that something
-// writes to ErrConflict.
+// Open opens a source as a disk. The caller closes it, which removes what was unpacked. Sources that can't be
+// a disk are ErrInvalid, those that something writes to ErrConflict.
 func Open(ctx context.Context, o Options) (Disk, error) {
 	o.Format = cmp.Or(o.Format, Auto)
 	if o.Note == nil {

@@ -54,8 +54,7 @@ func (e *entry) is(kind uint32) bool { return e.mode&unix.S_IFMT == kind }
 
 // listing is a tree, read from its beginning with each call.
 type listing interface {
-	// each gives every entry, a folder before what is in it. A path may come again:
-	// the last counts.
+	// each gives every entry, a folder before what is in it. A path may come again: the last counts.
 	each(ctx context.Context, do func(*entry) error) error
 }
 

@@ -104,8 +104,7 @@ func mount(ctx context.Context, f *os.File, lost losses) (*mounted, error) {
 	return m, nil
 }
 
-// enter makes dir the folder that is worked in. Links of the tree lead to places in
-// the tree.
+// enter makes dir the folder that is worked in. Links of the tree lead to places in the tree.
 func (m *mounted) enter(dir string) error {
 	if m.dir >= 0 && m.dirOf == dir {
 		return nil
@@ -121,8 +120,7 @@ func (m *mounted) enter(dir string) error {
 	return nil
 }
 
-// in is a path to a name in the folder that is worked in, for calls that know
-// paths only.
+// in is a path to a name in the folder that is worked in, for calls that know paths only.
 func (m *mounted) in(name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", m.dir, name) }
 
 // lostAndFound is the file system's own.
@@ -208,8 +206,7 @@ func (m *mounted) place(ctx context.Context, e *entry) error {
 	return m.attributes(e, name)
 }
 
-// mayStay tells whether what is there can be made into e: it is of that kind, and
-// no other entry's.
+// mayStay tells whether what is there can be made into e: it is of that kind, and no other entry's.
 func (m *mounted) mayStay(e *entry, name string, old *unix.Stat_t) bool {
 	switch {
 	case e.same != "":
@@ -270,8 +267,7 @@ func (m *mounted) content(ctx context.Context, e *entry, name string, exists boo
 	return err
 }
 
-// hollow makes a hole where there is none, of whole blocks: end begins one, or the
-// file ended there.
+// hollow makes a hole where there is none, of whole blocks: end begins one, or the file ended there.
 func hollow(f *os.File, start, end int64) error {
 	if start >= end {
 		return nil
@@ -307,9 +303,8 @@ func (m *mounted) write(f *os.File, p []byte, off, old int64) error {
 	return nil
 }
 
-// attributes makes those that differ the same, in an order in which none undoes
-// another: a new owner takes capabilities and set-ID bits away, a new mode changes
-// an access list.
+// attributes makes those that differ the same, in an order in which none undoes another: a new owner takes
+// capabilities and set-ID bits away, a new mode changes an access list.
 func (m *mounted) attributes(e *entry, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(m.dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

@@ -13,8 +13,7 @@ import (
 	"github.com/grangemesh/grange/origin/convert/foreign"
 )
 
-// block is what holes consist of, and the file systems that are made, in bytes: that of
-// common ones.
+// block is what holes consist of, and the file systems that are made, in bytes: that of common ones.
 const block = 4 << 10
 
 // source is a file that is imported, or the part of it that is a disk: what is read
@@ -170,8 +169,7 @@ func (s *Sparse) Write(p []byte) (int, error) {
 // Finish gives the file its length.
 func (s *Sparse) Finish() error { return s.File.Truncate(s.off) }
 
-// notZero calls yield with the runs of blocks in p, which lies at off, that are not all
-// zeros.
+// notZero calls yield with the runs of blocks in p, which lies at off, that are not all zeros.
 func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
 	start := -1 // of the run
 	for at, next := 0, 0; at < len(p); at = next {

@@ -17,8 +17,7 @@ import (
 // the number of that permission.
 const writerByte = 101
 
-// inUse refuses a disk that a virtual machine writes to, and a device that is
-// mounted.
+// inUse refuses a disk that a virtual machine writes to, and a device that is mounted.
 func inUse(f *os.File, info fs.FileInfo) error {
 	if !info.Mode().IsRegular() {
 		exclusive, err := unix.Open(f.Name(), unix.O_RDONLY|unix.O_EXCL|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

@@ -47,9 +47,8 @@ type piece struct {
 	b   []byte
 }
 
-// Chunks reads a disk's data and hands it to sink, chunk by chunk, while it reads
-// on. Holes are passed over; a chunk of zeros may be handed on. Progress is given
-// the offset that was reached, in bytes; it may be nil.
+// Chunks reads a disk's data and hands it to sink, chunk by chunk, while it reads on. Holes are passed over;
+// a chunk of zeros may be handed on. Progress is given the offset that was reached, in bytes; it may be nil.
 func Chunks(ctx context.Context, d Disk, chunkSize int, sink Sink, progress func(off int64)) error {
 	group, within := errgroup.WithContext(ctx)
 	pieces, free := make(chan piece), make(chan []byte, 2)
@@ -138,9 +137,8 @@ type Image interface {
 // readersPerCore of Export: the source fetches, so several wait at once.
 const readersPerCore = 4
 
-// Export replaces what is in f by an image; holes stay holes. Progress is given the
-// bytes written so far; it may be nil. A failed export leaves f unfinished: the caller
-// writes beside and renames.
+// Export replaces what is in f by an image; holes stay holes. Progress is given the bytes written so far; it
+// may be nil. A failed export leaves f unfinished: the caller writes beside and renames.
 func Export(ctx context.Context, image Image, f *os.File, progress func(n int64)) error {
 	root := image.Root()
 	for _, size := range []int64{0, root.Size} { // emptied first: holes are not written

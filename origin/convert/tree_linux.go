@@ -31,8 +31,7 @@ const (
 	xattrsInside = 64
 	// linkInside an inode is a symbolic link's target up to so many bytes.
 	linkInside = 59
-	// nameSize is what a name takes in its folder beside itself, in bytes; folders are
-	// half full, at worst.
+	// nameSize is what a name takes in its folder beside itself, in bytes; folders are half full, at worst.
 	nameSize = 16
 	// overheadMax is what a file system of fittedMin needs for its journal and
 	// descriptors, in bytes; and overheadShare of a larger one, one in so many.
@@ -73,10 +72,9 @@ type writer interface {
 	close(ctx context.Context) error
 }
 
-// tree makes an ext4 disk of a directory or tar file: afresh, or in a copy of the
-// previous disk. Either way the same code compares each entry with what is there,
-// so the files are the same; where no file system can be mounted, it is written by
-// debugfs, always afresh.
+// tree makes an ext4 disk of a directory or tar file: afresh, or in a copy of the previous disk. Either way
+// the same code compares each entry with what is there, so the files are the same; where no file system can
+// be mounted, it is written by debugfs, always afresh.
 func (o Options) tree(ctx context.Context) (Disk, error) {
 	path, err := filepath.EvalSymlinks(o.Path)
 	if err != nil {
@@ -160,9 +158,8 @@ func (o Options) writer(ctx context.Context, f *os.File, unable error, lost loss
 	return startDebugfs(ctx, f.Name(), o.Temp, lost)
 }
 
-// keep brings the previous disk into f, where there is one that can be written
-// into. Without the right to mount there is none: what did not change then has
-// other places in the new disk, and is sent again.
+// keep brings the previous disk into f, where there is one that can be written into. Without the right to
+// mount there is none: what did not change then has other places in the new disk, and is sent again.
 func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, error) {
 	switch {
 	case o.Previous == nil:
@@ -222,8 +219,7 @@ func bounded(t unix.Timespec) (unix.Timespec, bool) {
 // inodes that the tree takes, and half as many for the guest.
 func (n needs) inodes() int64 { return int64(len(n.facts)) + int64(len(n.facts))/2 }
 
-// fitted returns a size that holds the tree with room to spare. No file system has more
-// inodes than blocks.
+// fitted returns a size that holds the tree with room to spare. No file system has more inodes than blocks.
 func (n needs) fitted() int64 {
 	size := max(n.bytes+n.bytes/2+n.inodes()*inodeSize, n.inodes()*block, fittedMin)
 	return (size + fittedRound - 1) / fittedRound * fittedRound
@@ -233,9 +229,8 @@ func (n needs) fits(size int64) bool {
 	return n.bytes+int64(len(n.facts))*inodeSize+max(min(size/8, overheadMax), size/overheadShare) <= size
 }
 
-// create makes an empty file system. It gets its journal when it is full: what
-// passes through a journal would be sent with it. debugfs is twice as fast without
-// checksums, which then come with the journal.
+// create makes an empty file system. It gets its journal when it is full: what passes through a journal would
+// be sent with it. debugfs is twice as fast without checksums, which then come with the journal.
 func (o Options) create(ctx context.Context, n needs, f *os.File, plain bool) error {
 	size := o.Size
 	if size == 0 {

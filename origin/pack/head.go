@@ -196,8 +196,7 @@ type Manifest struct {
 	Packs []PackRefs `cbor:"packs"`
 	// Page is the top locator page; zero when the image is all holes.
 	Page content.CID `cbor:"page"`
-	// Lineage are the roots that this one came from, nearest first, at most
-	// content.LineageMax.
+	// Lineage are the roots that this one came from, nearest first, at most content.LineageMax.
 	Lineage []content.CID `cbor:"lineage"`
 }
 
@@ -205,11 +204,10 @@ type Manifest struct {
 type PackRefs struct {
 	_  struct{} `cbor:",toarray"`
 	ID ID
-	// Refs counts the places of the map whose chunk or node lies in the pack, Bytes
-	// the frames there, a node's with its page's. A place counts though another
-	// names the same object: so whoever knows what a root drops and gains keeps
-	// both up without reading what stays. A pack that holds the root or the manifest
-	// alone has neither.
+	// Refs counts the places of the map whose chunk or node lies in the pack, Bytes the frames there, a
+	// node's with its page's. A place counts though another names the same object: so whoever knows what a
+	// root drops and gains keeps both up without reading what stays. A pack that holds the root or the
+	// manifest alone has neither.
 	Refs, Bytes uint64
 }
 
@@ -251,8 +249,7 @@ func (m Manifest) Pack(id ID) (PackRefs, bool) {
 	return m.Packs[i], true
 }
 
-// DecodeManifest reads an encoded manifest; anything but the one encoding of a
-// valid one is ErrCorrupt.
+// DecodeManifest reads an encoded manifest; anything but the one encoding of a valid one is ErrCorrupt.
 func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
 	if len(b) > ManifestSizeMax {
 		return Manifest{}, fmt.Errorf("manifest of %d bytes: %w: limit is %d", len(b), content.ErrCorrupt, ManifestSizeMax)

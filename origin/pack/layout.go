@@ -115,8 +115,7 @@ func (f Footer) append(b []byte) []byte {
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
-// decodeFooter reads the last footerSize bytes of a pack; anything but a valid
-// footer is ErrCorrupt.
+// decodeFooter reads the last footerSize bytes of a pack; anything but a valid footer is ErrCorrupt.
 func decodeFooter(b []byte) (Footer, error) {
 	corrupt := func(why string) (Footer, error) {
 		return Footer{}, fmt.Errorf("footer: %w: %s", content.ErrCorrupt, why)
@@ -176,8 +175,7 @@ type Directory struct {
 	Moved ID
 	// Entries stand by rising offset, one frame behind the other.
 	Entries []Entry
-	// Signature is who vouches for Entries, as trust.Verifier.OpenPack reads it; a
-	// claim, or empty.
+	// Signature is who vouches for Entries, as trust.Verifier.OpenPack reads it; a claim, or empty.
 	Signature []byte
 }
 

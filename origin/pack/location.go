@@ -87,10 +87,9 @@ type Extent struct {
 // Pair is a map node and its locator page, which lies directly behind it.
 type Pair struct{ Node, Page Extent }
 
-// ID names a pack: "<scope>/<hour>-<32 hex>", for example
-// "mesh/2026112022-0f…". The hour (UTC) is when it was begun, so that a list of
-// recent packs is short; the rest is random, so that writers never collide.
-// The zero ID names no pack.
+// ID names a pack: "<scope>/<hour>-<32 hex>", for example "mesh/2026112022-0f…". The hour (UTC) is when it
+// was begun, so that a list of recent packs is short; the rest is random, so that writers never collide. The
+// zero ID names no pack.
 type ID string
 
 const (
@@ -152,8 +151,7 @@ func CutKey(key string, space content.KeySpace, suffix string) (ID, error) {
 // Key returns the bucket key of the pack.
 func (id ID) Key() string { return string(content.KeyPacks) + string(id) + keySuffix }
 
-// Scope returns the scope that the pack lies in, or the zero Scope when id is
-// not valid.
+// Scope returns the scope that the pack lies in, or the zero Scope when id is not valid.
 func (id ID) Scope() content.Scope {
 	slash := strings.LastIndexByte(string(id), '/')
 	if slash < 0 {
@@ -169,14 +167,12 @@ func (id ID) Scope() content.Scope {
 // Age returns the part of a valid id that is the greater the later it was begun.
 func (id ID) Age() string { return string(id[len(id)-idTailSize:]) }
 
-// hourPrefix returns the key prefix that id shares with the packs of its scope
-// and hour.
+// hourPrefix returns the key prefix that id shares with the packs of its scope and hour.
 func (id ID) hourPrefix() string {
 	return string(content.KeyPacks) + string(id[:len(id)-2*randomSize])
 }
 
-// Place is a Location without pointers, for those who keep many: Pack is its
-// number in a Table.
+// Place is a Location without pointers, for those who keep many: Pack is its number in a Table.
 type Place struct {
 	Pack, Offset, Length, Raw uint32
 	Codec                     Codec

@@ -49,9 +49,8 @@ const (
 	PageSizeMax = pageHeaderSize + content.MapFanout*(1+IDSizeMax+nodeEntrySize)
 )
 
-// Page is the locator page of one map node: for each entry of the node, where
-// the child's frame lies, and above level 1 the child's page too. It holds no
-// more than its encoding. Safe for concurrent use.
+// Page is the locator page of one map node: for each entry of the node, where the child's frame lies, and
+// above level 1 the child's page too. It holds no more than its encoding. Safe for concurrent use.
 type Page struct {
 	level   int
 	packs   []ID
@@ -74,8 +73,7 @@ type Child struct {
 	Page    Place
 }
 
-// EncodePage returns the page of a node with those entries, the last of which
-// is no hole.
+// EncodePage returns the page of a node with those entries, the last of which is no hole.
 func EncodePage(level int, packs *Table, entries []Child) []byte {
 	var local Table
 	for _, c := range entries {
@@ -164,8 +162,7 @@ func decodePage(scope content.Scope, level int, b []byte) (*Page, error) {
 	return p, p.check()
 }
 
-// check fails with ErrCorrupt unless each entry is valid and the pack table is
-// in the order of first use.
+// check fails with ErrCorrupt unless each entry is valid and the pack table is in the order of first use.
 func (p *Page) check() error {
 	used := 0
 	for i := range p.Len() {

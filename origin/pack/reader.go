@@ -29,10 +29,9 @@ const (
 	relocateMax = 8
 )
 
-// Reader reads packs from one bucket. Everything it returns was checked against
-// its CID. Bytes that do not match or do not decode are content.ErrCorrupt, with
-// the pack and offset; a pack that is gone is content.ErrNotFound. Safe for
-// concurrent use.
+// Reader reads packs from one bucket. Everything it returns was checked against its CID. Bytes that do not
+// match or do not decode are content.ErrCorrupt, with the pack and offset; a pack that is gone is
+// content.ErrNotFound. Safe for concurrent use.
 type Reader struct {
 	bucket bucket.Bucket
 	codec  *content.Codec
@@ -56,11 +55,10 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 	return out, err
 }
 
-// Stream reads frames of one pack with one ranged GET that covers them all, gaps
-// included; together they span at most a run and a frame. Each is handed to take as soon
-// as it has come, with its place among those asked for: over a slow line the first is of
-// use long before the last. It is the taker's for good, or until it calls Free. Where some
-// frames are bad the others are handed on, and the error is ErrCorrupt.
+// Stream reads frames of one pack with one ranged GET that covers them all, gaps included; together they span
+// at most a run and a frame. Each is handed to take as soon as it has come, with its place among those asked
+// for: over a slow line the first is of use long before the last. It is the taker's for good, or until it
+// calls Free. Where some frames are bad the others are handed on, and the error is ErrCorrupt.
 func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) (err error) {
 	if len(frames) == 0 {
 		return nil
@@ -315,8 +313,7 @@ func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
 	})
 }
 
-// ReadDirectory reads the footer and directory of a pack, for most packs with
-// one ranged GET.
+// ReadDirectory reads the footer and directory of a pack, for most packs with one ranged GET.
 func (r *Reader) ReadDirectory(ctx context.Context, id ID) (*Directory, error) {
 	return twice(func() (*Directory, error) {
 		tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
@@ -373,10 +370,9 @@ func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) 
 	})
 }
 
-// Relocate finds out where e lies now, after a read of it failed: the pack may
-// have been rewritten into another, whose name its footer gives. It is
-// ErrNotFound when no pack holds e any more, and ErrCorrupt when e still lies
-// where it did, so that reading again brings nothing.
+// Relocate finds out where e lies now, after a read of it failed: the pack may have been rewritten into
+// another, whose name its footer gives. It is ErrNotFound when no pack holds e any more, and ErrCorrupt when
+// e still lies where it did, so that reading again brings nothing.
 func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
 	id := e.Pack
 	for range relocateMax {
@@ -398,10 +394,9 @@ func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
 	return Extent{}, fmt.Errorf("relocate %s: %w: moved more than %d times", e.CID, content.ErrCorrupt, relocateMax)
 }
 
-// MissingPacks returns those packs of m that are not in the bucket, or not the same
-// by what the caller knows of them; same may be nil. A committer asks after its
-// commit, and reports success only when there are none. It costs a list for each hour
-// that the packs are from.
+// MissingPacks returns those packs of m that are not in the bucket, or not the same by what the caller knows
+// of them; same may be nil. A committer asks after its commit, and reports success only when there are none.
+// It costs a list for each hour that the packs are from.
 func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
 	var missing []ID
 	for i := 0; i < len(m.Packs); {

@@ -45,8 +45,7 @@ func (w *Writer) Mark() (bytes, entries int) { return len(w.buf), len(w.director
 // Cut takes away what was added since a Mark.
 func (w *Writer) Cut(bytes, entries int) { w.buf, w.directory = w.buf[:bytes], w.directory[:entries] }
 
-// Size returns the most that the pack would take with n more frames of total
-// length more.
+// Size returns the most that the pack would take with n more frames of total length more.
 func (w *Writer) Size(n, more int) int {
 	return len(w.buf) + more + len(w.directory) + n*EntrySize + content.RecordSizeMax + footerSize
 }
@@ -120,9 +119,8 @@ func NewEncoder(workers int) (*zstd.Encoder, error) {
 		zstd.WithEncoderCRC(false), zstd.WithEncoderConcurrency(workers))
 }
 
-// newDecoder returns a decoder that is safe for concurrent use and starts no
-// goroutines. It never writes more than it is given room for, so a hostile frame
-// costs no more memory than an honest one.
+// newDecoder returns a decoder that is safe for concurrent use and starts no goroutines. It never writes more
+// than it is given room for, so a hostile frame costs no more memory than an honest one.
 func newDecoder() *zstd.Decoder {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true),
 		zstd.WithDecoderMaxMemory(ManifestSizeMax))

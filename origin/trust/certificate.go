@@ -232,16 +232,14 @@ func NewVerifier(mesh PublicKey) *Verifier {
 // Mesh returns the mesh key.
 func (v *Verifier) Mesh() PublicKey { return v.mesh }
 
-// Revoke replaces the set of revoked keys, each with the time at which this member
-// learnt of it: nothing that one of them signed is believed unless it was seen
-// before, nor what was signed under a certificate that it issued. When the signer
-// says that it signed does not count: who was revoked may say anything.
+// Revoke replaces the set of revoked keys, each with the time at which this member learnt of it: nothing that
+// one of them signed is believed unless it was seen before, nor what was signed under a certificate that it
+// issued. When the signer says that it signed does not count: who was revoked may say anything.
 func (v *Verifier) Revoke(keys map[PublicKey]time.Time) { v.revoked.Store(&keys) }
 
-// Remember has the verifier ask since when this member has known a certificate: one
-// that it knew before it learnt that the issuer was revoked is good still, so that an
-// admin gone bad does not take honest members with it; and which chain of a member it
-// last believed, nil if none. Call it before any other.
+// Remember has the verifier ask since when this member has known a certificate: one that it knew before it
+// learnt that the issuer was revoked is good still, so that an admin gone bad does not take honest members
+// with it; and which chain of a member it last believed, nil if none. Call it before any other.
 func (v *Verifier) Remember(met func(Certificate) (time.Time, bool), last func(PublicKey) Chain) {
 	v.met, v.last = met, last
 }

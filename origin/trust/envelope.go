@@ -56,13 +56,11 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 	return b, nil
 }
 
-// Open checks a sealed envelope: its signature, the signer's chain at the time
-// of signing, and the signer's right to that kind and farm. A signer that was revoked
-// since is believed in what an honest member, or the store, had seen before: seen is
-// that time, or now where nobody vouches for an earlier one. Undecodable bytes
-// are ErrCorrupt, a name that the kind can't have ErrInvalid, anything that is not
-// allowed ErrForbidden. The kind and name are the signer's claim: the caller
-// compares them with what it asked for.
+// Open checks a sealed envelope: its signature, the signer's chain at the time of signing, and the signer's
+// right to that kind and farm. A signer that was revoked since is believed in what an honest member, or the
+// store, had seen before: seen is that time, or now where nobody vouches for an earlier one. Undecodable
+// bytes are ErrCorrupt, a name that the kind can't have ErrInvalid, anything that is not allowed
+// ErrForbidden. The kind and name are the signer's claim: the caller compares them with what it asked for.
 func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 	return v.open(b, seen, now, func(Chain) bool { return false })
 }

@@ -48,10 +48,9 @@ func (s Signer) SealPack(p Pack, at time.Time) ([]byte, error) {
 	return b, nil
 }
 
-// OpenPack checks that b is the word of a member that may give it, for exactly p,
-// and returns when it was given. Seen is when the store had the pack, as for Open:
-// a revoked signer is believed in what was there before. Undecodable bytes
-// are ErrCorrupt, anything that does not hold is ErrForbidden.
+// OpenPack checks that b is the word of a member that may give it, for exactly p, and returns when it was
+// given. Seen is when the store had the pack, as for Open: a revoked signer is believed in what was there
+// before. Undecodable bytes are ErrCorrupt, anything that does not hold is ErrForbidden.
 func (v *Verifier) OpenPack(b []byte, p Pack, seen, now time.Time) (time.Time, error) {
 	var w packWire
 	sealed, err := unseal(b, &w)

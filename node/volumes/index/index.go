@@ -70,6 +70,7 @@ type Entry struct {
 	// Began is the entry that the journal ended with when it was opened first since a holder
 	// had no more than that.
 	Began *uint64 `json:"began,omitempty"`
+	Blind *Blind  `json:"blind,omitempty"` // nil: never opened without the record
 }
 
 // ViewsDir holds the folders of snapshots that are looked at; a start removes them.

@@ -2,6 +2,7 @@ package index
 
 import (
 	"cmp"
+	"errors"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -36,6 +37,26 @@ func (e Entry) SizeAt(at content.Position) int64 {
 func (x *Index) Began(name string, end uint64) uint64 {
 	e, _ := x.Change(name, func(e *Entry) { e.Began = cmp.Or(e.Began, &end) })
 	return *cmp.Or(e.Began, &end)
+}
+
+// Blind is where the journal of a volume ended, and the last epoch that was known, when it was opened
+// first without the record since that epoch: what others have of it by then and behind that, the disk lacks.
+type Blind struct {
+	Epoch uint64 `json:"epoch"`
+	End   uint64 `json:"end"`
+}
+
+// Blinded returns that of a volume that is opened now, and notes it: on a full disk for this process alone.
+func (x *Index) Blinded(name string, end uint64) (*Blind, error) {
+	e, err := x.Change(name, func(e *Entry) {
+		if e.Blind == nil || e.Blind.Epoch < e.Epoch {
+			e.Blind = &Blind{e.last(), end}
+		}
+	})
+	if errors.Is(err, content.ErrNoSpace) {
+		err = nil
+	}
+	return e.Blind, err
 }
 
 // Joined notes that holders are going to have more than what the journal ended with.

@@ -203,7 +203,8 @@ func Step(s State, e Event) (State, []Deed) {
 			return s, []Deed{Open}
 		}
 	case Outdated:
-		if s = s.doubt(); s.Stage == Serving || s.Stage == Checking || s.Stage == Unconfirmed {
+		switch s = s.doubt(); s.Stage {
+		case Serving, Checking, Unconfirmed, Doubting:
 			s.Stage, s.Why = Lost, e.Why
 			return s, []Deed{Shut, Stop}
 		}

@@ -71,3 +71,12 @@ func Missing(folder string, there bool, r catalog.Record) string {
 func Stale(seen, asked uint64) error {
 	return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, seen, asked)
 }
+
+// Outdated says that a disk is an older copy where its journal ends before the entry up to which the bucket has
+// the volume; empty where it does not.
+func Outdated(name string, end, through uint64) string {
+	if end >= through {
+		return ""
+	}
+	return fmt.Sprintf("its disk ends with entry %d, and the bucket has it up to %d: the disk is an older copy, and `grange volume attach %s --takeover` goes on with what the bucket has", end, through, name)
+}

@@ -35,8 +35,7 @@ const (
 	againMax = 250 * time.Millisecond
 )
 
-// ErrNoTurn says that a request was not sent, as its turn did not come in time: it says
-// nothing of the store.
+// ErrNoTurn says that a request was not sent, as its turn did not come in time: it says nothing of the store.
 var ErrNoTurn = errors.New("its turn did not come in time")
 
 // Limits are what a node may ask of a store.
@@ -44,8 +43,7 @@ type Limits struct {
 	// Requests of all kinds a second, and Bytes that are read a second; 0 is no limit.
 	Requests float64
 	Bytes    int64
-	// InFlight bounds the reads that are under way; 0 is InFlightDefault. A low rate of
-	// bytes lowers it.
+	// InFlight bounds the reads that are under way; 0 is InFlightDefault. A low rate of bytes lowers it.
 	InFlight int
 }
 
@@ -121,8 +119,7 @@ type Request struct {
 	end sync.Once
 }
 
-// Take waits until a request may be sent, with the turn that ctx has. When ctx ends before,
-// it is ErrNoTurn.
+// Take waits until a request may be sent, with the turn that ctx has. When ctx ends before, it is ErrNoTurn.
 func (b *Budget) Take(ctx context.Context) (*Request, error) {
 	t := &ticket{turn: turnOf(ctx), n: 1, given: make(chan struct{})}
 	if err := b.wait(ctx, &b.requests, t); err != nil {
@@ -131,8 +128,7 @@ func (b *Budget) Take(ctx context.Context) (*Request, error) {
 	return &Request{Sent: time.Now(), b: b, of: t}, nil
 }
 
-// Read waits until n bytes, BytesMax at most, that a request has brought are within the
-// budget.
+// Read waits until n bytes, BytesMax at most, that a request has brought are within the budget.
 func (r *Request) Read(ctx context.Context, n int) error {
 	if r.b.limits.Bytes == 0 || n == 0 {
 		return nil
@@ -224,9 +220,8 @@ func (b *Budget) keepPace(now time.Time) {
 	b.requests.rate.SetBurstAt(now, most)
 }
 
-// mayGo reports whether a request of a class may be in flight beside those that are. Those of
-// a class and of all below it have so many quarters of the places, so that what is more
-// urgent finds one.
+// mayGo reports whether a request of a class may be in flight beside those that are. Those of a class and of
+// all below it have so many quarters of the places, so that what is more urgent finds one.
 func (b *Budget) mayGo(c Class) bool {
 	return b.upTo(Needed) < b.limits.InFlight && b.upTo(c) < max(1, b.limits.InFlight*int(c+1)/classes)
 }

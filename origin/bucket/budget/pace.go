@@ -15,9 +15,8 @@ const (
 	paceMin = 1
 )
 
-// pace is how many requests a second a store is sent: as many as are allowed, until it asks
-// for fewer. Then it is less at once, soon nearly what was too much, there for a while, and
-// by and by more. It is pure.
+// pace is how many requests a second a store is sent: as many as are allowed, until it asks for fewer. Then
+// it is less at once, soon nearly what was too much, there for a while, and by and by more. It is pure.
 type pace struct {
 	allowed float64
 	tooMuch float64   // what was refused last,

@@ -25,8 +25,7 @@ type Turn struct {
 	raised chan struct{}
 }
 
-// NewTurn returns that of an asker, who is one of those that share a class evenly; "" is
-// this node.
+// NewTurn returns that of an asker, who is one of those that share a class evenly; "" is this node.
 func NewTurn(class Class, asker string) *Turn {
 	t := &Turn{asker: asker, raised: make(chan struct{}, 1)}
 	t.class.Store(int32(class))

@@ -22,8 +22,7 @@ const (
 	statsMax = 256
 )
 
-// errAbandoned: the caller's time ended before the file system answered. What was
-// asked may still happen.
+// errAbandoned: the caller's time ended before the file system answered. What was asked may still happen.
 var errAbandoned = errors.New("the folder does not answer")
 
 // call runs f, which may never return, as calls to a network mount that fell silent

@@ -60,11 +60,9 @@ const (
 	// changedLag is how much later than its own time a file may get its name: it waits
 	// for other writers' turns.
 	changedLag = time.Minute
-	// timeGrain is the coarsest time that ETags can be made of. Windows keeps
-	// tenths of it.
+	// timeGrain is the coarsest time that ETags can be made of. Windows keeps tenths of it.
 	timeGrain = time.Microsecond
-	// lockWaitMin and lockWaitMax bound the pauses between looks whether another
-	// process is done.
+	// lockWaitMin and lockWaitMax bound the pauses between looks whether another process is done.
 	lockWaitMin = 500 * time.Microsecond
 	lockWaitMax = 20 * time.Millisecond
 )
@@ -343,8 +341,7 @@ func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[bucke
 	}
 }
 
-// keys returns what a list yields, in order. What is neither a file nor a folder is passed
-// over.
+// keys returns what a list yields, in order. What is neither a file nor a folder is passed over.
 func (b *Bucket) keys(ctx context.Context, prefix, after string) (keys []string, err error) {
 	err = fs.WalkDir(os.DirFS(b.root), ".", func(key string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -385,8 +382,7 @@ func (b *Bucket) stat(keys []string) (infos []bucket.Info, err error) {
 	return infos, nil
 }
 
-// Delete implements bucket.Bucket. The folders stay: another writer may be about
-// to use them.
+// Delete implements bucket.Bucket. The folders stay: another writer may be about to use them.
 func (b *Bucket) Delete(ctx context.Context, key string) error {
 	if err := errors.Join(bucket.CheckKey(key), ctx.Err()); err != nil {
 		return fmt.Errorf("delete %s: %w", key, err)

@@ -26,8 +26,7 @@ func openNoWait(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 }
 
-// isForeign reports whether openNoWait met a symbolic link, a socket, or a device
-// that nothing is behind.
+// isForeign reports whether openNoWait met a symbolic link, a socket, or a device that nothing is behind.
 func isForeign(err error) bool {
 	return errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EOPNOTSUPP)
 }

@@ -12,10 +12,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// own keeps others of the host out of the folder, whose contents are for whom the
-// scopes name. What lies below is behind it, whatever its own mode. A wider folder is
-// closed if it is a bucket, or empty; one that others use too is not ours to
-// close.
+// own keeps others of the host out of the folder, whose contents are for whom the scopes name. What lies
+// below is behind it, whatever its own mode. A wider folder is closed if it is a bucket, or empty; one that
+// others use too is not ours to close.
 func own(root string, log *slog.Logger) error {
 	info, err := os.Stat(root)
 	if err != nil || runtime.GOOS == "windows" { // there, folders have no such mode

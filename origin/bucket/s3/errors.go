@@ -69,8 +69,7 @@ func (b *Bucket) inPath() string {
 	return "; a store that wants the bucket in the path needs path-style=true in the URL"
 }
 
-// reasons are what answers mean, by the store's code for them or the status; what comes first
-// counts.
+// reasons are what answers mean, by the store's code for them or the status; what comes first counts.
 func (b *Bucket) reasons() []reason {
 	return []reason{
 		{"NoSuchBucket", fmt.Sprintf("there is no bucket %q; create it, or correct the URL%s", b.cfg.Bucket, b.inPath()), content.ErrInvalid},

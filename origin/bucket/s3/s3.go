@@ -237,8 +237,7 @@ type Location struct {
 	PathStyle bool
 }
 
-// ParseURL reads s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true. Unknown
-// settings are ErrInvalid.
+// ParseURL reads s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true. Unknown settings are ErrInvalid.
 func ParseURL(text string) (Location, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil {

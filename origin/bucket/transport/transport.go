@@ -1,5 +1,4 @@
-// Package transport holds what buckets over HTTP share: connections that notice a
-// stall, and ranges.
+// Package transport holds what buckets over HTTP share: connections that notice a stall, and ranges.
 package transport
 
 import (
@@ -32,9 +31,8 @@ const (
 	sendBuffer, receiveBuffer = 256 << 10, 16 << 10
 )
 
-// Tune sets up t for buckets: many connections to one host, each of which fails
-// once it stands still. HTTP/2 is left out, as one connection would bound the
-// rate of all.
+// Tune sets up t for buckets: many connections to one host, each of which fails once it stands still. HTTP/2
+// is left out, as one connection would bound the rate of all.
 func Tune(t *http.Transport) {
 	dialer := net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}
 	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -60,8 +58,7 @@ func (c conn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Write moves the reader's deadline too: while a request is being sent no answer
-// is due.
+// Write moves the reader's deadline too: while a request is being sent no answer is due.
 func (c conn) Write(p []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(stallMax)); err != nil {
 		return 0, err
@@ -69,14 +66,12 @@ func (c conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// wholeMax bounds what is kept in memory of an answer that does not say how long it is:
-// any pack.
+// wholeMax bounds what is kept in memory of an answer that does not say how long it is: any pack.
 const wholeMax = 64 << 20
 
-// Open returns the body of an answer to a request for r, and the size of the object: the
-// answer says what part it is, and how long, -1 if it does not. That a body of unknown
-// length, which some servers send, is all of the object its reader knows by the content.
-// With an error the body is closed.
+// Open returns the body of an answer to a request for r, and the size of the object: the answer says what
+// part it is, and how long, -1 if it does not. That a body of unknown length, which some servers send, is all
+// of the object its reader knows by the content. With an error the body is closed.
 func Open(r bucket.Range, contentRange string, length int64, body io.ReadCloser) (io.ReadCloser, int64, error) {
 	size := length
 	var err error

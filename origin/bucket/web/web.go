@@ -1,6 +1,5 @@
-// Package web reads a bucket that a web server or CDN publishes: the folder of
-// package dir, or a bucket's public endpoint. It takes no writes and has no
-// lists.
+// Package web reads a bucket that a web server or CDN publishes: the folder of package dir, or a bucket's
+// public endpoint. It takes no writes and has no lists.
 package web
 
 import (
@@ -23,8 +22,7 @@ type Bucket struct {
 	client *http.Client
 }
 
-// Open takes the URL of the root, https://HOST/PREFIX; the server is not asked
-// yet.
+// Open takes the URL of the root, https://HOST/PREFIX; the server is not asked yet.
 func Open(root string) (*Bucket, error) {
 	u, err := url.Parse(root)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {

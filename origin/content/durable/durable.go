@@ -15,9 +15,8 @@ import (
 // TempPrefix begins the names of files that are being written: a crash leaves them.
 const TempPrefix = ".tmp-"
 
-// WriteFile replaces the file at path by data. A crash leaves the old file or
-// the new one. The steps: write and fsync a temporary file beside it, rename,
-// fsync the folder.
+// WriteFile replaces the file at path by data. A crash leaves the old file or the new one. The steps: write
+// and fsync a temporary file beside it, rename, fsync the folder.
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	return cmp.Or(Place(path, data, perm), SyncDir(filepath.Dir(path)))
 }

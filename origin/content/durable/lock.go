@@ -34,10 +34,9 @@ func LockWithin(ctx context.Context, path string, wait time.Duration) (io.Closer
 	}
 }
 
-// Lock keeps others out of what a file stands for, which it makes if need be,
-// until the lock is closed or the process ends. It says by content.ErrConflict, and
-// by the number of the process, that another has it. The file stays: who removes
-// a lock may remove another's.
+// Lock keeps others out of what a file stands for, which it makes if need be, until the lock is closed or the
+// process ends. It says by content.ErrConflict, and by the number of the process, that another has it. The
+// file stays: who removes a lock may remove another's.
 func Lock(path string) (io.Closer, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

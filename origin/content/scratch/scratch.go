@@ -7,9 +7,8 @@ import (
 )
 
 const (
-	// bitsMin and bitsMax are the powers of two of the smallest and the largest
-	// buffer that is kept: 4 KiB, what guests mostly ask for and the smallest chunk,
-	// and 32 MiB, the longest request of a disk's client.
+	// bitsMin and bitsMax are the powers of two of the smallest and the largest buffer that is kept: 4 KiB,
+	// what guests mostly ask for and the smallest chunk, and 32 MiB, the longest request of a disk's client.
 	bitsMin = 12
 	bitsMax = 25
 	// headRoom is what each has beyond that: a block often has a head, and some of them have

@@ -139,8 +139,7 @@ func (c *client) body(n uint32) ([]byte, error) {
 	return b, err
 }
 
-// ask sends a request and returns the kind and the length of its answer, which is
-// one piece.
+// ask sends a request and returns the kind and the length of its answer, which is one piece.
 func (c *client) ask(command, flags uint16, off, n int64) (kind uint16, length uint32, err error) {
 	if err := c.conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return 0, 0, err

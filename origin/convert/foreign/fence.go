@@ -27,15 +27,13 @@ const (
 	filesMax = 64
 	// saidMax bounds what is kept of a child's complaints, in bytes.
 	saidMax = 1 << 10
-	// partingTimeout is how long a child that has hung up may take to end, and to
-	// say why.
+	// partingTimeout is how long a child that has hung up may take to end, and to say why.
 	partingTimeout = 2 * time.Second
 	// nobody owns nothing: who may change users runs a child as this one.
 	nobody = 65534
 )
 
-// limits of a child, before it becomes "$@": it writes no files, and what listens on
-// descriptor 3 is its own.
+// limits of a child, before it becomes "$@": it writes no files, and what listens on descriptor 3 is its own.
 const limits = `
 ulimit -v "$1"; ulimit -t "$2"; ulimit -n "$3"; ulimit -f 0; ulimit -c 0
 shift 3

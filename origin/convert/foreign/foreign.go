@@ -103,8 +103,7 @@ func (d *Disk) launch(ctx context.Context, driver string, warn func(string)) err
 	return nil
 }
 
-// graph is how qemu-nbd is told to open the image: as this format, alone, from
-// descriptor 4, which is theirs.
+// graph is how qemu-nbd is told to open the image: as this format, alone, from descriptor 4, which is theirs.
 func graph(driver string) string {
 	type node map[string]any
 	b, _ := json.Marshal(node{ // of strings

@@ -20,8 +20,7 @@ const (
 	pieceSize = 256 << 10
 )
 
-// server answers the child's reads of the image's file, in NBD's oldest form,
-// which needs no negotiation.
+// server answers the child's reads of the image's file, in NBD's oldest form, which needs no negotiation.
 type server struct {
 	conn  *os.File
 	file  File

@@ -11,9 +11,8 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// assembler puts objects into packs: chunks as they come, then the map above
-// them. It is owned by the sequencer while chunks come, then by Finish; only
-// locate and placed are for any goroutine.
+// assembler puts objects into packs: chunks as they come, then the map above them. It is owned by the
+// sequencer while chunks come, then by Finish; only locate and placed are for any goroutine.
 type assembler struct {
 	cfg   Config
 	depth int // of the map; before finish, what it may be at most
@@ -86,8 +85,7 @@ func (a *assembler) find(ctx context.Context, id content.CID) (pack.Location, bo
 	return a.locate(ctx, id)
 }
 
-// stored is a chunk that has its place: whether it is the first of its name, and had
-// to be stored.
+// stored is a chunk that has its place: whether it is the first of its name, and had to be stored.
 type stored struct {
 	at           pack.Place
 	first, isNew bool
@@ -213,9 +211,8 @@ func (a *assembler) childOf(p pack.Pair) pack.Child {
 	return pack.Child{CID: p.Node.CID, At: a.packs.Place(p.Node.Location), PageCID: p.Page.CID, Page: a.packs.Place(p.Page.Location)}
 }
 
-// room makes sure that the pack being filled takes frames of those lengths
-// without growing beyond limit; else it is shipped and another begun. A pack
-// takes at least what it is begun for.
+// room makes sure that the pack being filled takes frames of those lengths without growing beyond limit; else
+// it is shipped and another begun. A pack takes at least what it is begun for.
 func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 	total := 0
 	for _, n := range lengths {
@@ -285,8 +282,7 @@ func (a *assembler) placeHeld(ctx context.Context, level int) error {
 	return nil
 }
 
-// placeNode stores a node with its page behind it, unless the same two lie so
-// somewhere already.
+// placeNode stores a node with its page behind it, unless the same two lie so somewhere already.
 func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 	if !m.kept.CID.IsHole() {
 		return m.kept, nil

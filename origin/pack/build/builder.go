@@ -22,10 +22,9 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Known tells a Builder which objects need not be stored again. It is asked
-// from several goroutines at once, and answers for what it says: nobody looks at
-// the bytes again. Answers from packs that the builder's scope may not refer to are
-// passed over.
+// Known tells a Builder which objects need not be stored again. It is asked from several goroutines at once,
+// and answers for what it says: nobody looks at the bytes again. Answers from packs that the builder's scope
+// may not refer to are passed over.
 type Known interface {
 	Locate(ctx context.Context, id content.CID) (pack.Location, bool)
 }
@@ -44,9 +43,8 @@ type Config struct {
 	ChunkSize int
 	// Known objects are referred to instead of stored; nil knows none.
 	Known Known
-	// Signer vouches for the packs, so that importers refer to their frames unread.
-	// The zero Signer, or one whose role does not go as far as Scope, leaves that
-	// out: others will read what they reuse.
+	// Signer vouches for the packs, so that importers refer to their frames unread. The zero Signer, or one
+	// whose role does not go as far as Scope, leaves that out: others will read what they reuse.
 	Signer trust.Signer
 	// Base is a root whose subtrees KeepMap takes; nil for none.
 	Base *Base
@@ -65,10 +63,9 @@ type Config struct {
 	// Progress is called after each chunk and each upload, by one goroutine at a
 	// time; it must return at once.
 	Progress func(Stats)
-	// OnObject is given every chunk that is not a hole, new or known, and every map node
-	// and page that does not stand in the base: what its maker needs to read the root
-	// without the bucket. It is called from several goroutines at once and in no order. The
-	// bytes are valid until it returns.
+	// OnObject is given every chunk that is not a hole, new or known, and every map node and page that does
+	// not stand in the base: what its maker needs to read the root without the bucket. It is called from
+	// several goroutines at once and in no order. The bytes are valid until it returns.
 	OnObject func(content.Verified)
 	// Codec encodes the metadata; nil makes one.
 	Codec *content.Codec
@@ -86,8 +83,7 @@ type Config struct {
 }
 
 const (
-	// packsInMemory bounds the memory of a Builder: one pack is filled while the
-	// others are sent.
+	// packsInMemory bounds the memory of a Builder: one pack is filled while the others are sent.
 	packsInMemory = 3
 	// jobsPerWorker is how many chunks may wait behind a slow one, so that no
 	// worker is idle while order is kept.
@@ -172,10 +168,9 @@ type Stats struct {
 	UploadedBytes uint64
 }
 
-// Builder makes an image out of chunks: it hashes and compresses on all cores,
-// keeps the order, stores each new chunk once and uploads full packs in the
-// background; what stands already it keeps unread. It holds three packs in memory at
-// most. Its methods are called from one goroutine. Every Builder ends with Finish or
+// Builder makes an image out of chunks: it hashes and compresses on all cores, keeps the order, stores each
+// new chunk once and uploads full packs in the background; what stands already it keeps unread. It holds
+// three packs in memory at most. Its methods are called from one goroutine. Every Builder ends with Finish or
 // Abort.
 type Builder struct {
 	cfg   Config
@@ -204,8 +199,7 @@ type Builder struct {
 	stats     counter
 }
 
-// job is a chunk on its way through the Builder, or something else that is done
-// between two chunks.
+// job is a chunk on its way through the Builder, or something else that is done between two chunks.
 type job struct {
 	turn  func(context.Context) error // what is done in its turn; nil is to place the chunk
 	index uint64
@@ -413,10 +407,9 @@ func (b *Builder) sequence(ctx context.Context) error {
 	}
 }
 
-// Finish stores what is left with the map nodes, pages, root and manifest, and
-// returns once every pack is in the bucket. Nothing new to store = no upload.
-// Until a record names the head, what was uploaded is garbage that a later
-// import may reuse.
+// Finish stores what is left with the map nodes, pages, root and manifest, and returns once every pack is in
+// the bucket. Nothing new to store = no upload. Until a record names the head, what was uploaded is garbage
+// that a later import may reuse.
 func (b *Builder) Finish(ctx context.Context) (pack.Head, Stats, error) {
 	if b.ended {
 		return pack.Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", content.ErrClosed)

@@ -21,13 +21,12 @@ type Change struct {
 // ReadNode reads a node of a map: at the origin as pack.Reader does, or from a cache.
 type ReadNode func(ctx context.Context, scope content.Scope, level int, p pack.Pair) (pack.MapNode, error)
 
-// Fold builds the root that a base becomes by changes: what a volume's layers say of its
-// chunks. Changes come in any order, each index once, and new chunks lie in that order;
-// their bytes are valid until the next one. Fold reads those nodes of the base's map that
-// lie above a change, and stores what is new: the rest is kept. Up to some 32 MiB of new
-// chunks go with their map in one Put. The new manifest is the base's but for the
-// differences, so that who holds on to the Base that is returned reads none for the next
-// fold. Where cfg has Shared the changes may be asked for twice. cfg.Size may exceed the base's; the zero Base is a blank disk.
+// Fold builds the root that a base becomes by changes: what a volume's layers say of its chunks. Changes come
+// in any order, each index once, and new chunks lie in that order; their bytes are valid until the next one.
+// Fold reads those nodes of the base's map that lie above a change, and stores what is new: the rest is kept.
+// Up to some 32 MiB of new chunks go with their map in one Put. The new manifest is the base's but for the
+// differences, so that who holds on to the Base that is returned reads none for the next fold. Where cfg has
+// Shared the changes may be asked for twice. cfg.Size may exceed the base's; the zero Base is a blank disk.
 func Fold(ctx context.Context, cfg Config, base Base, read ReadNode, changes iter.Seq2[Change, error]) (Base, Stats, error) {
 	if cfg.fold = true; base.Head != (pack.Head{}) {
 		cfg.ChunkSize, cfg.Base = base.Head.Root.ChunkSize, &base

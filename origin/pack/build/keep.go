@@ -45,8 +45,7 @@ func (b Base) countInto(a *assembler) {
 	}
 }
 
-// Keep is Add of a chunk that stands in a pack, unread. The caller answers for it that
-// the chunk is there.
+// Keep is Add of a chunk that stands in a pack, unread. The caller answers for it that the chunk is there.
 func (b *Builder) Keep(ctx context.Context, index uint64, e pack.Extent) error {
 	if err := b.mayKeep(e); err != nil {
 		return fmt.Errorf("keep chunk %d: %w", index, err)
@@ -85,9 +84,8 @@ func (b *Builder) KeepMap(ctx context.Context, at content.Pos, p pack.Pair) erro
 	return b.inTurn(ctx, func(ctx context.Context) error { return b.assembler.keepMap(ctx, at, p) })
 }
 
-// Drop takes the entries of a map node of the Base out of what the manifest counts. What
-// stays of them is kept then. What the Base has below a node that is neither kept nor
-// dropped stays counted.
+// Drop takes the entries of a map node of the Base out of what the manifest counts. What stays of them is
+// kept then. What the Base has below a node that is neither kept nor dropped stays counted.
 func (b *Builder) Drop(ctx context.Context, n pack.MapNode) error {
 	return b.inTurn(ctx, func(context.Context) error {
 		a := b.assembler

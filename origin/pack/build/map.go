@@ -26,8 +26,7 @@ type made struct {
 	kept       pack.Child // in their stead
 }
 
-// add appends entry index of the level below. When it begins another node, the
-// one before is returned.
+// add appends entry index of the level below. When it begins another node, the one before is returned.
 func (m *mapper) add(packs *pack.Table, index uint64, c pack.Child) (out made, ok bool) {
 	if len(m.entries) > 0 && m.node != index/content.MapFanout {
 		out, ok = m.flush(packs)
@@ -58,8 +57,7 @@ func (m *mapper) flush(packs *pack.Table) (made, bool) {
 	return out, true
 }
 
-// tally counts what a map refers to in each pack, by the pack's number. Owned by one
-// goroutine.
+// tally counts what a map refers to in each pack, by the pack's number. Owned by one goroutine.
 type tally []struct{ refs, bytes int64 }
 
 func (t *tally) add(number uint32, refs, bytes int64) {
@@ -99,8 +97,7 @@ func (t tally) sorted(ids, others []pack.ID) ([]pack.PackRefs, error) {
 // of dense content, about 80 MB. What repeats beyond that may be stored again.
 const placedMax = 1 << 20
 
-// placed remembers where a Builder put its objects. One goroutine adds, any may
-// ask.
+// placed remembers where a Builder put its objects. One goroutine adds, any may ask.
 type placed struct {
 	mu    sync.RWMutex // guards where
 	where map[content.CID]pack.Place

@@ -20,8 +20,7 @@ const (
 	// uploadTries is how often a pack is sent while its fate is unknown: with the
 	// waits below, about a minute of a store that does not answer.
 	uploadTries = 8
-	// uploadWaitMin and uploadWaitMax bound the wait between two tries, which
-	// grows by uploadWaitGrowth.
+	// uploadWaitMin and uploadWaitMax bound the wait between two tries, which grows by uploadWaitGrowth.
 	uploadWaitMin    = 200 * time.Millisecond
 	uploadWaitMax    = 15 * time.Second
 	uploadWaitGrowth = 3
@@ -41,9 +40,8 @@ func (b *Builder) upload(ctx context.Context, s pack.Sealed) error {
 	return nil
 }
 
-// store puts a pack under its name, which is random: whoever finds the name
-// taken finds an earlier try of this very call, or something is badly wrong. So
-// a lost reply is settled by reading the footer.
+// store puts a pack under its name, which is random: whoever finds the name taken finds an earlier try of
+// this very call, or something is badly wrong. So a lost reply is settled by reading the footer.
 func store(ctx context.Context, to bucket.Bucket, s pack.Sealed) error {
 	try := func() (struct{}, error) {
 		_, err := to.Put(ctx, s.ID.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent())
@@ -83,9 +81,8 @@ func settle(ctx context.Context, from bucket.Bucket, s pack.Sealed, putErr error
 	return err
 }
 
-// indexer gathers the directories of packs that were uploaded and writes index
-// objects of them. An index object only saves later importers reads: when one
-// cannot be written, that is logged and nothing else.
+// indexer gathers the directories of packs that were uploaded and writes index objects of them. An index
+// object only saves later importers reads: when one cannot be written, that is logged and nothing else.
 type indexer struct {
 	cfg Config
 

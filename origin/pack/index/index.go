@@ -1,8 +1,7 @@
-// Package index is what importers look up: which objects lie where in the packs of a
-// bucket, as far as that may be believed. A pack is believed on the word of a member
-// that may write its scope (trust.Verifier.OpenPack); of any other, what is asked for
-// is read and hashed first. Whoever can merely write to the bucket makes nobody
-// refer to what is not there.
+// Package index is what importers look up: which objects lie where in the packs of a bucket, as far as that
+// may be believed. A pack is believed on the word of a member that may write its scope
+// (trust.Verifier.OpenPack); of any other, what is asked for is read and hashed first. Whoever can merely
+// write to the bucket makes nobody refer to what is not there.
 package index
 
 import (
@@ -70,8 +69,7 @@ type stamp struct {
 	modified int64 // in ns since 1970
 }
 
-// Unchanged reports whether a pack is what it was when the index was loaded; so is
-// one that came later.
+// Unchanged reports whether a pack is what it was when the index was loaded; so is one that came later.
 func (x *Index) Unchanged(id pack.ID, now bucket.Info) bool {
 	s, ok := x.stamps[id]
 	return !ok || s == stamp{now.Size, now.Modified.UnixNano()}
@@ -80,10 +78,9 @@ func (x *Index) Unchanged(id pack.ID, now bucket.Info) bool {
 // Len returns the number of objects known.
 func (x *Index) Len() int { return len(x.entries) }
 
-// Locate returns where an object is stored. Either a member vouches for the pack, or
-// the run that the object lies in was read and each of its frames hashed, at the
-// first question about it: what a bucket merely says is not passed on. Where that
-// fails the object is not known.
+// Locate returns where an object is stored. Either a member vouches for the pack, or the run that the object
+// lies in was read and each of its frames hashed, at the first question about it: what a bucket merely says
+// is not passed on. Where that fails the object is not known.
 func (x *Index) Locate(ctx context.Context, id content.CID) (pack.Location, bool) {
 	i, ok := slices.BinarySearchFunc(x.entries, id, func(e entry, id content.CID) int { return compareCID(e.cid, id) })
 	if !ok {
@@ -106,9 +103,8 @@ func compareCID(a, b content.CID) int {
 	return bytes.Compare(a[:], b[:])
 }
 
-// Load reads what the cache lacks: index objects first, then the directories of
-// packs that none covers. Packs that are not in the bucket any more are left out, and
-// so are those whose directory is damaged.
+// Load reads what the cache lacks: index objects first, then the directories of packs that none covers. Packs
+// that are not in the bucket any more are left out, and so are those whose directory is damaged.
 func Load(ctx context.Context, cfg Config) (*Index, error) {
 	if cfg.Bucket == nil || len(cfg.Scopes) == 0 {
 		return nil, fmt.Errorf("load pack index: %w: no bucket or no scopes", content.ErrInvalid)

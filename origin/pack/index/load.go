@@ -26,10 +26,9 @@ const (
 	directoriesMax = 4096
 	// directoriesAtOnce bounds the requests in flight.
 	directoriesAtOnce = 8
-	// uploadMax is how long after a pack was signed its writer may still be sending
-	// it: an hour, for slow lines and clocks that differ. One that the store had
-	// later was written again, by whomever, and the word for the first tells nothing of
-	// what lies there now.
+	// uploadMax is how long after a pack was signed its writer may still be sending it: an hour, for slow
+	// lines and clocks that differ. One that the store had later was written again, by whomever, and the word
+	// for the first tells nothing of what lies there now.
 	uploadMax = time.Hour
 )
 
@@ -88,8 +87,7 @@ func (l *loader) vouched(p Pack, there *gathered) bool {
 		return false
 	}
 	said := trust.Pack{ID: string(p.ID), Scope: p.ID.Scope(), Directory: content.Sum(p.Entries)}
-	// Seen now: of a key that was revoked since nobody knows when it went bad, and to
-	// look costs one read.
+	// Seen now: of a key that was revoked since nobody knows when it went bad, and to look costs one read.
 	at, err := l.cfg.Verifier.OpenPack(p.Signature, said, l.cfg.Now(), l.cfg.Now())
 	switch {
 	case err != nil:
@@ -109,9 +107,8 @@ func fits(p Pack, size int64) bool {
 	return err == nil && pack.SizeOf(last, p.Entries, p.Signature) == size
 }
 
-// take keeps what some index says of packs, as far as it may be believed: what no
-// member vouches for is believed of the pack's own end, or of the local cache
-// while the pack is the same.
+// take keeps what some index says of packs, as far as it may be believed: what no member vouches for is
+// believed of the pack's own end, or of the local cache while the pack is the same.
 func (l *loader) take(packs []Pack, local bool) {
 	var group errgroup.Group // a signature takes as long as hashing a chunk or two
 	group.SetLimit(runtime.GOMAXPROCS(0))
@@ -253,8 +250,7 @@ func (l *loader) readDirectories(ctx context.Context) error {
 	return err
 }
 
-// read takes what the end of a pack itself says. Packs may be read at once, each by
-// one goroutine.
+// read takes what the end of a pack itself says. Packs may be read at once, each by one goroutine.
 func (l *loader) read(d *pack.Directory) {
 	p, there := Pack{ID: d.Pack, Entries: d.Encode(), Signature: d.Signature}, l.packs[d.Pack]
 	if !fits(p, there.size) { // a stub, or written again since it was listed

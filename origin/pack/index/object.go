@@ -43,8 +43,7 @@ const (
 	indexMagic  = "grange-index/3"
 	indexSuffix = ".index"
 
-	// ObjectSizeMax bounds an index object, in bytes: one PUT, and the memory of
-	// whoever writes it.
+	// ObjectSizeMax bounds an index object, in bytes: one PUT, and the memory of whoever writes it.
 	ObjectSizeMax = 32 << 20
 )
 
@@ -52,8 +51,7 @@ const (
 type Pack struct {
 	_  struct{} `cbor:",toarray"`
 	ID pack.ID
-	// Entries are the pack's directory, Signature the word for them; as they stand
-	// in the pack.
+	// Entries are the pack's directory, Signature the word for them; as they stand in the pack.
 	Entries, Signature []byte
 	// Modified and Checked are the local cache's; in an index object nobody looks at them.
 	Modified int64
@@ -151,11 +149,10 @@ const (
 	suspectMagic  = "grange-suspect/1\n"
 )
 
-// Suspect marks a pack, of which a frame was read that is not what the pack's own
-// directory says. From then on no member's word for the pack counts, and importers read
-// what they reuse of it first: content that is imported again is stored anew where it is
-// damaged. A false mark costs them those reads and nothing else, so whoever may write to
-// the bucket may set one. It stays when there is one.
+// Suspect marks a pack, of which a frame was read that is not what the pack's own directory says. From then
+// on no member's word for the pack counts, and importers read what they reuse of it first: content that is
+// imported again is stored anew where it is damaged. A false mark costs them those reads and nothing else, so
+// whoever may write to the bucket may set one. It stays when there is one.
 func Suspect(ctx context.Context, to bucket.Bucket, id pack.ID) error {
 	if err := putOnce(ctx, to, string(content.KeyIndexes)+string(id)+suspectSuffix, []byte(suspectMagic)); err != nil {
 		return fmt.Errorf("mark pack %s as suspect: %w", id, err)

@@ -19,12 +19,10 @@ import (
 )
 
 const (
-	// readsAtOnce bounds the ranged reads in flight: enough for a store that is far
-	// away.
+	// readsAtOnce bounds the ranged reads in flight: enough for a store that is far away.
 	readsAtOnce = 8
-	// rawAtOnce bounds what one read may unpack to, in bytes: a run of chunks that
-	// hardly say anything would fill the memory. With the reads in flight it makes
-	// 64 MiB.
+	// rawAtOnce bounds what one read may unpack to, in bytes: a run of chunks that hardly say anything would
+	// fill the memory. With the reads in flight it makes 64 MiB.
 	rawAtOnce = 8 << 20
 )
 
@@ -72,8 +70,7 @@ type Report struct {
 	Chunks, Nodes uint64
 	// StoredBytes is what the chunks took at the origin.
 	StoredBytes uint64
-	// Bad and Missing objects; what lies under a bad map node is not known, and not
-	// counted.
+	// Bad and Missing objects; what lies under a bad map node is not known, and not counted.
 	Bad, Missing uint64
 	// First is the damage of the lowest place in the image, nil without any.
 	First *Damage
