@@ -11,7 +11,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/node"
-	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -133,11 +132,11 @@ func (s *Server) export(vols *volumes.Volumes, what string, to ExportRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := images.MayWrite(to.File, to.Force); err != nil {
+	if err := s.cfg.Node.Images.MayWrite(to.File, to.Force); err != nil {
 		return nil, fmt.Errorf("export %s to %q: %w", ref, to.File, err)
 	}
 	return s.work("export", ref.String(), func(ctx context.Context, progress terms.Progress) (string, error) {
-		err := images.Beside(to.File, to.Force, func(f *os.File) error { return vols.Export(ctx, ref, f, progress) })
+		err := s.cfg.Node.Images.Beside(to.File, to.Force, func(f *os.File) error { return vols.Export(ctx, ref, f, progress) })
 		if err != nil {
 			err = fmt.Errorf("export %s to %s: %w", ref, to.File, err)
 		}

@@ -25,7 +25,7 @@ import (
 // file first, so that a cut export leaves none. A file that is there is ErrExists
 // unless it is to be replaced.
 func (im *Images) Export(name, file string, replace bool) (operations.View, error) {
-	if err := MayWrite(file, replace); err != nil {
+	if err := im.MayWrite(file, replace); err != nil {
 		return operations.View{}, fmt.Errorf("export %q to %q: %w", name, file, err)
 	}
 	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
@@ -33,7 +33,7 @@ func (im *Images) Export(name, file string, replace bool) (operations.View, erro
 		if err != nil {
 			return err
 		}
-		err = Beside(file, replace, func(f *os.File) error {
+		err = im.Beside(file, replace, func(f *os.File) error {
 			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *operations.View) { v.Done = n }) })
 		})
 		if err != nil {
@@ -43,9 +43,9 @@ func (im *Images) Export(name, file string, replace bool) (operations.View, erro
 	})
 }
 
-// MayWrite fails for a file of this host that an export must leave as it is: ErrExists
-// unless it is to be replaced.
-func MayWrite(file string, replace bool) error {
+// MayWrite fails for a file of this host that an export must leave as it is: ErrExists unless it is to be
+// replaced, and what is there of this node's data in any case.
+func (im *Images) MayWrite(file string, replace bool) error {
 	if !filepath.IsAbs(file) {
 		return fmt.Errorf("%w: want an absolute path", content.ErrInvalid)
 	}
@@ -59,20 +59,33 @@ func MayWrite(file string, replace bool) error {
 		return fmt.Errorf("%w: it is no file that could be replaced", content.ErrInvalid)
 	case !replace:
 		return fmt.Errorf("%w; give --force to replace it", content.ErrExists)
+	case im.isOwn(file):
+		return fmt.Errorf("%w: it is one of the files of this node's own data folder", content.ErrInvalid)
 	}
 	return nil
 }
 
+// isOwn reports whether a file lies in the node's data folder, by whatever path.
+func (im *Images) isOwn(file string) bool {
+	own, err := filepath.EvalSymlinks(im.cfg.Dir)
+	in, failed := filepath.EvalSymlinks(filepath.Dir(file))
+	if err != nil || failed != nil {
+		return true // it can't be told
+	}
+	way, err := filepath.Rel(own, in)
+	return err == nil && filepath.IsLocal(way)
+}
+
 // Beside lets fill write a file that then takes the place of the one that is meant, if
 // MayWrite allows. Errors don't name the first, which nobody knows.
-func Beside(file string, replace bool, fill func(*os.File) error) error {
+func (im *Images) Beside(file string, replace bool, fill func(*os.File) error) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".export-*")
 	if err != nil {
 		return bare(err)
 	}
 	err = errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
 	if err == nil {
-		err = MayWrite(file, replace) // it may have come meanwhile
+		err = im.MayWrite(file, replace) // it may have come meanwhile
 	}
 	if err == nil {
 		err = bare(os.Rename(tmp.Name(), file))

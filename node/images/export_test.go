@@ -18,16 +18,20 @@ func TestExportLeavesFilesAlone(t *testing.T) {
 	if err := os.WriteFile(taken, []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	n := newWorld(t)
+	own, link := filepath.Join(n.cfg.Dir, "volumes"), filepath.Join(dir, "link")
+	if err := errors.Join(os.Mkdir(own, 0o700), os.WriteFile(filepath.Join(own, "a"), nil, 0o600), os.Symlink(own, link)); err != nil {
+		t.Fatal(err)
+	}
 	for _, x := range []struct {
 		file    string
 		replace bool
 		want    error
-	}{{free, false, nil}, {free, true, nil}, {taken, false, content.ErrExists}, {taken, true, nil}, {dir, false, content.ErrInvalid}, {dir, true, content.ErrInvalid}, {os.DevNull, true, content.ErrInvalid}} {
-		if err := MayWrite(x.file, x.replace); !errors.Is(err, x.want) {
+	}{{filepath.Join(own, "a"), true, content.ErrInvalid}, {filepath.Join(link, "a"), true, content.ErrInvalid}, {filepath.Join(own, "b"), true, nil}, {free, false, nil}, {free, true, nil}, {taken, false, content.ErrExists}, {taken, true, nil}, {dir, false, content.ErrInvalid}, {dir, true, content.ErrInvalid}, {os.DevNull, true, content.ErrInvalid}} {
+		if err := n.MayWrite(x.file, x.replace); !errors.Is(err, x.want) {
 			t.Errorf("%s, replace %t: %v, want %v", x.file, x.replace, err, x.want)
 		}
 	}
-	n := newWorld(t)
 	if _, err := n.Export("debian", taken, false); !errors.Is(err, content.ErrExists) || !strings.Contains(err.Error(), "--force") || !strings.Contains(err.Error(), taken) {
 		t.Errorf("an export: %v", err)
 	}
@@ -35,7 +39,7 @@ func TestExportLeavesFilesAlone(t *testing.T) {
 
 // TestBeside leaves the new file or the old one, and nothing else.
 func TestBeside(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "disk")
+	n, file := newWorld(t), filepath.Join(t.TempDir(), "disk")
 	write := func(text string, err error) func(*os.File) error {
 		return func(f *os.File) error {
 			_, werr := f.WriteString(text)
@@ -48,7 +52,7 @@ func TestBeside(t *testing.T) {
 		err     error
 		want    string
 	}{{"first", false, nil, "first"}, {"second", false, nil, "first"}, {"third", true, content.ErrCorrupt, "first"}, {"fourth", true, nil, "fourth"}} {
-		err := Beside(file, x.replace, write(x.text, x.err))
+		err := n.Beside(file, x.replace, write(x.text, x.err))
 		if got, rerr := os.ReadFile(file); string(got) != x.want || rerr != nil || (err == nil) != (x.text == x.want) {
 			t.Errorf("%s: %v; the file has %q, %v", x.text, err, got, rerr)
 		}
@@ -56,11 +60,11 @@ func TestBeside(t *testing.T) {
 			t.Errorf("%s: %s are left", x.text, left)
 		}
 	}
-	err := Beside(file, true, func(f *os.File) error { return errors.Join(f.Close(), f.Sync()) })
+	err := n.Beside(file, true, func(f *os.File) error { return errors.Join(f.Close(), f.Sync()) })
 	if err == nil || strings.Contains(err.Error(), ".export-") {
 		t.Errorf("a file that can't be written: %v", err)
 	}
-	err = Beside(filepath.Join(filepath.Dir(file), "nowhere", "disk"), false, write("", nil))
+	err = n.Beside(filepath.Join(filepath.Dir(file), "nowhere", "disk"), false, write("", nil))
 	if err == nil || strings.Contains(err.Error(), ".export-") {
 		t.Errorf("without a folder: %v", err)
 	}
