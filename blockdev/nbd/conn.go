@@ -217,7 +217,7 @@ func (c *conn) open(name string) error {
 
 // lookup finds a device; its release is the caller's.
 func (c *conn) lookup(name string) (*device, error) {
-	dev, release, err := c.server.cfg.Exports.Lookup(c.ctx, name)
+	dev, release, err := c.server.cfg.Exports.Lookup(c.reading, name)
 	if err != nil {
 		return nil, fmt.Errorf("look up export %.140q: %w", name, err)
 	}

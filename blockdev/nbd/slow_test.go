@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -451,3 +452,30 @@ func (p *pipes) Close() error {
 }
 
 func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: os.DevNull, Net: "unix"} }
+
+// opening is a shelf with an export that nobody gets in to yet.
+type opening struct {
+	*shelf
+	come chan struct{}
+}
+
+func (o *opening) Lookup(ctx context.Context, name string) (blockdev.Device, func(), error) {
+	o.come <- struct{}{}
+	<-ctx.Done()
+	return nil, nil, fmt.Errorf("device %q: %w", name, context.Cause(ctx))
+}
+
+// TestDetachWaitsForNobodyOutside: a client that waits to be let in may wait for the very end of
+// the detach, which ends its connection.
+func TestDetachWaitsForNobodyOutside(t *testing.T) {
+	shelf := &opening{newShelf(nil), make(chan struct{})}
+	s, uri := startServer(t, nbd.Config{Exports: shelf}, "disk")
+	c := greet(t, uri)
+	c.send("IHAVEOPT", uint32(optGo), uint32(10), counted("disk"), uint16(0))
+	<-shelf.come
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := s.Detach(ctx, "disk"); err != nil {
+		t.Errorf("detach: %v", err)
+	}
+}
