@@ -144,7 +144,7 @@ func (c *conn) serve() (how string) {
 		c.device.release()
 	}
 	how = ending(err, opened)
-	c.server.cfg.Log.Debug("nbd: connection ended", "client", c.client(), "export", c.name, "how", how, "reason", err)
+	c.server.cfg.Log.Debug("nbd: connection ended", "client", c.client(), "export", c.called(), "how", how, "reason", err)
 	return how
 }
 
@@ -163,6 +163,13 @@ func ending(err error, opened bool) string {
 }
 
 func (c *conn) client() string { return c.socket.RemoteAddr().String() }
+
+// called is the name of the export.
+func (c *conn) called() string {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	return c.name
+}
 
 // drainLocked stops reading requests and cuts reads that wait, under server.mu; serve
 // does the rest.
@@ -211,7 +218,7 @@ func (c *conn) open(name string) error {
 		return err
 	}
 	c.device = d
-	c.server.enter(c, name)
+	c.server.enter(c)
 	return nil
 }
 

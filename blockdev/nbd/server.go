@@ -140,13 +140,13 @@ func (s *Server) stop(ctx context.Context) error {
 	return s.end(ctx, func(*conn) bool { return true })
 }
 
-func (s *Server) enter(c *conn, name string) {
+func (s *Server) enter(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.exports[name]
+	e := s.exports[c.name]
 	if e == nil {
 		e = new(export)
-		s.exports[name] = e
+		s.exports[c.name] = e
 	}
 	c.export = e
 	e.enter(c)
@@ -157,6 +157,22 @@ func (s *Server) leave(c *conn) {
 	defer s.mu.Unlock()
 	if c.export.leave(c) {
 		delete(s.exports, c.name)
+	}
+}
+
+// Rename has those who have an export open have it by another name, which nobody has; nobody
+// opens either meanwhile.
+func (s *Server) Rename(old, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.name == old {
+			c.name = name
+		}
+	}
+	if e := s.exports[old]; e != nil {
+		s.exports[name] = e
+		delete(s.exports, old)
 	}
 }
 

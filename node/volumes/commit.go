@@ -181,6 +181,8 @@ func (v *Volumes) rename(e index.Entry, name string) error {
 	old, d := e.Name, v.device(e.Name)
 	e.Name = name
 	if d != nil {
+		open, _ := d.users.Shut(context.Background(), true) // who is in has the new one then
+		defer open()
 		v.setDevice(name, d) // it has both, so that it is never without one
 		d.mu.Lock()
 		d.name = name
@@ -191,5 +193,6 @@ func (v *Volumes) rename(e index.Entry, name string) error {
 		return err
 	}
 	v.setDevice(old, nil)
+	v.doors.Rename(old, name)
 	return nil
 }

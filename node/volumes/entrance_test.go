@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/volumes/doors"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -99,5 +101,33 @@ func TestShutEntrance(t *testing.T) {
 	e.Wait()
 	if in, _ := e.Enter(); in == nil {
 		t.Error("it is shut for good")
+	}
+}
+
+// TestDetachOfARenamed: those who opened a volume before its name was taken are ended by the
+// name that it has.
+func TestDetachOfARenamed(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	w.create(t, "disk")
+	w.openExport(t, "disk")
+	w.origin.record = &catalog.Volume{ID: content.VolumeID{9}, Size: 512, Policy: catalog.PolicyLocal, State: catalog.Attached}
+	if err := w.commitLater(t.Context(), "disk"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Detach(ctx, "disk.node", true)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for a client for ever")
 	}
 }

@@ -203,6 +203,9 @@ func (d Doors) OpenDisk(ctx context.Context, e index.Entry, dev blockdev.Device,
 // Detach ends the NBD connections to a volume; see nbd.Server.
 func (d Doors) Detach(ctx context.Context, name string) error { return d.nbd.Detach(ctx, name) }
 
+// Rename has NBD's clients have a volume open by another name; see nbd.Server.
+func (d Doors) Rename(old, name string) { d.nbd.Rename(old, name) }
+
 // Past knows the snapshots of a volume, and what was written since.
 type Past struct {
 	// Snapshots returns those of the volume.
