@@ -45,6 +45,9 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 		}
 		return json.Marshal(v.moves.Attach(ctx, q, func(ctx context.Context) (terms.View, error) {
 			view, _, err := v.Put(ctx, q.Name, terms.Spec{Transport: q.Transport})
+			if e, _ := v.index.Get(q.Name); err == nil && e.ID != q.ID {
+				err = fmt.Errorf("volume %q: %w: another was made here while the origin was away", q.Name, content.ErrConflict)
+			}
 			return view, err
 		}))
 	}
@@ -104,18 +107,20 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, er
 	if err := a.upload(ctx); err != nil { // while it is served, and the record known
 		return terms.View{}, fmt.Errorf("%w: not all that was written could be brought to the bucket: %w", content.ErrUnavailable, err)
 	}
-	if err := v.detach(ctx, name, a.disk == nil); err != nil {
+	err = v.leave(ctx, name, a.disk == nil)
+	if v.device(name) != nil {
 		return terms.View{}, err
 	}
 	if e, _ = v.index.Get(name); !e.Empty {
-		return terms.View{}, v.takeBack(ctx, name, fmt.Errorf("%w: not all that was written could be brought to the bucket", content.ErrUnavailable))
+		return terms.View{}, v.takeBack(ctx, name, errors.Join(fmt.Errorf("%w: not all that was written could be brought to the bucket", content.ErrUnavailable), err))
 	}
 	call := func(ctx context.Context, body []byte) ([]byte, error) { return v.cfg.Call(ctx, to, attachMethod, body) }
-	view, err := moves.Ask(ctx, call, moves.Request{Name: name, Transport: e.Transport})
+	view, err := moves.Ask(ctx, call, moves.Request{Name: name, ID: e.ID, Transport: e.Transport})
 	if err != nil {
-		err = v.takeBack(ctx, name, fmt.Errorf("%s did not attach it: %w", who, err))
+		return view, v.takeBack(ctx, name, fmt.Errorf("%s did not attach it: %w", who, err))
 	}
-	return view, err
+	_ = v.detached(e) // else the next start finds out
+	return view, nil
 }
 
 // takeBack attaches a volume again that could not be moved.

@@ -35,16 +35,21 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 	if !ok {
 		return v.names().Elsewhere(ctx, name)
 	}
-	err := v.close(ctx, name, force, func(a *attached) error {
-		if err := a.release(ctx); err != nil && !e.Reader {
-			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
-		}
-		return nil
-	})
+	err := v.leave(ctx, name, force)
 	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
 		err = errors.Join(err, v.detached(e))
 	}
 	return err
+}
+
+// leave is detach, after which a restart serves it again, if it is this node's or released then.
+func (v *Volumes) leave(ctx context.Context, name string, force bool) error {
+	return v.close(ctx, name, force, func(a *attached) error {
+		if err := a.release(ctx); err != nil && !a.vol.Geometry().ReadOnly {
+			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
+		}
+		return nil
+	})
 }
 
 // release gives the volume up, if the bucket has all of it. Nobody writes to it any more.

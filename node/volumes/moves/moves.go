@@ -33,8 +33,9 @@ const (
 // Request has a node attach a volume that was released for it. It is asked again until it
 // says that it is done.
 type Request struct {
-	Name      string `json:"name"`
-	Transport string `json:"transport"`
+	Name      string           `json:"name"`
+	ID        content.VolumeID `json:"id"`
+	Transport string           `json:"transport"`
 }
 
 // Answer says how that went, when it is done.
