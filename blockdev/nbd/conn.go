@@ -59,8 +59,8 @@ type conn struct {
 	cut     context.CancelFunc
 	done    chan struct{} // closed when serve has returned
 
-	// Guarded by server.mu.
-	name     string // of the export, once opened is true
+	// Guarded by server.mu, but for a look at the name.
+	name     atomic.Value // string: of the export, once opened is true
 	opened   bool
 	draining bool
 
@@ -144,7 +144,7 @@ func (c *conn) serve() (how string) {
 		c.device.release()
 	}
 	how = ending(err, opened)
-	c.server.cfg.Log.Debug("nbd: connection ended", "client", c.client(), "export", c.called(), "how", how, "reason", err)
+	c.server.cfg.Log.Debug("nbd: connection ended", "client", c.client(), "export", c.name.Load(), "how", how, "reason", err)
 	return how
 }
 
@@ -163,13 +163,6 @@ func ending(err error, opened bool) string {
 }
 
 func (c *conn) client() string { return c.socket.RemoteAddr().String() }
-
-// called is the name of the export.
-func (c *conn) called() string {
-	c.server.mu.Lock()
-	defer c.server.mu.Unlock()
-	return c.name
-}
 
 // drainLocked stops reading requests and cuts reads that wait, under server.mu; serve
 // does the rest.
@@ -204,7 +197,8 @@ func (c *conn) patience(until time.Time) error {
 // before the lookup: whatever the lookup finds is drained.
 func (c *conn) open(name string) error {
 	c.server.mu.Lock()
-	c.name, c.opened = name, true
+	c.name.Store(name)
+	c.opened = true
 	draining := c.draining
 	c.server.mu.Unlock()
 	if draining {

@@ -243,7 +243,7 @@ func (c *conn) work(t *task) {
 		*b = c.appendReply((*b)[:c.lead], req, code, err.Error())
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
-				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.called(),
+				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name.Load(),
 					"command", c.server.metrics.Name(int(req.command)), "offset", req.offset, "length", req.length, "error", err)
 			})
 		}

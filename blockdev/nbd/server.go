@@ -39,7 +39,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{} // guarded by mu
-	exports map[string]*export // guarded by mu: those that are open
+	exports map[any]*export    // guarded by mu: those that are open, by name
 	stopped bool               // guarded by mu: no connection is added any more
 }
 
@@ -51,7 +51,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, metrics: newMetrics(), complaint: rate.Sometimes{Interval: complainEvery},
-		conns: map[*conn]struct{}{}, exports: map[string]*export{},
+		conns: map[*conn]struct{}{}, exports: map[any]*export{},
 	}, nil
 }
 
@@ -143,10 +143,11 @@ func (s *Server) stop(ctx context.Context) error {
 func (s *Server) enter(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.exports[c.name]
+	name := c.name.Load()
+	e := s.exports[name]
 	if e == nil {
 		e = new(export)
-		s.exports[c.name] = e
+		s.exports[name] = e
 	}
 	c.export = e
 	e.enter(c)
@@ -156,7 +157,7 @@ func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.export.leave(c) {
-		delete(s.exports, c.name)
+		delete(s.exports, c.name.Load())
 	}
 }
 
@@ -166,9 +167,7 @@ func (s *Server) Rename(old, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if c.name == old {
-			c.name = name
-		}
+		c.name.CompareAndSwap(old, name)
 	}
 	if e := s.exports[old]; e != nil {
 		s.exports[name] = e
@@ -181,7 +180,7 @@ func (s *Server) Rename(old, name string) {
 // released. When ctx ends first, it cancels what is in flight and says so. Take
 // the name out of Exports before, or clients will open it anew.
 func (s *Server) Detach(ctx context.Context, name string) error {
-	err := s.end(ctx, func(c *conn) bool { return c.opened && c.name == name })
+	err := s.end(ctx, func(c *conn) bool { return c.opened && c.name.Load() == name })
 	if err != nil {
 		return fmt.Errorf("detach %q: %w", name, err)
 	}
