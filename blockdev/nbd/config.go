@@ -17,8 +17,7 @@ import (
 const (
 	// connectionsMax: 200 devices opened by 4 connections each, and room.
 	connectionsMax = 1024
-	// requestsMax is the deepest queue that common clients build: the kernel's is
-	// 128, fio's engine stops at 256.
+	// requestsMax is the deepest queue that common clients build: the kernel's is 128, fio's engine stops at 256.
 	requestsMax = 256
 	// bytesMax lets two requests of the largest size overlap.
 	bytesMax = 2*payloadMax + 1<<20
@@ -29,33 +28,28 @@ const (
 	// busy disk, shorter than an init system's patience.
 	drainTimeout = 10 * time.Second
 
-	// payloadMax bounds the data of one read or write: the size that the
-	// protocol tells clients to assume.
+	// payloadMax bounds the data of one read or write: the size that the protocol tells clients to assume.
 	payloadMax = 32 << 20
 	// nameMax bounds each string of the handshake: the protocol's own limit.
 	nameMax = 4096
 )
 
-// Exports are the devices that clients may open, by name. It is safe for
-// concurrent use.
+// Exports are the devices that clients may open, by name. It is safe for concurrent use.
 type Exports interface {
-	// Lookup opens the device of that name, or fails with content.ErrNotFound.
-	// Each release is called once, after the last call to the device. The empty
-	// name is what a client asks for that names none; it is up to Exports
-	// whether one device answers to it.
+	// Lookup opens the device of that name, or fails with content.ErrNotFound. Each release is called once, after the
+	// last call to the device. The empty name is what a client asks for that names none; it is up to Exports whether
+	// one device answers to it.
 	Lookup(ctx context.Context, name string) (device blockdev.Device, release func(), err error)
 	// List returns the names that a client may be told.
 	List(ctx context.Context) ([]string, error)
 }
 
-// Config is what a Server needs. Exports and Listeners must be set; other zero values
-// mean their defaults.
+// Config is what a Server needs. Exports and Listeners must be set; other zero values mean their defaults.
 type Config struct {
 	Exports Exports
 	// Listeners are served and closed by Run.
 	Listeners []net.Listener
-	// TLS is what clients have to use that come over TCP; see LoadTLS. Nil: nobody
-	// does.
+	// TLS is what clients have to use that come over TCP; see LoadTLS. Nil: nobody does.
 	TLS *tls.Config
 
 	// ConnectionsMax bounds open connections; one more is closed at once. 1024.

@@ -29,16 +29,14 @@ const (
 	endRefused = "refused" // too many connections, or no such export
 )
 
-// socketBuffer is asked for on unix sockets, so that two long replies fit and the
-// second is read while the client takes the first; the kernel may grant less.
-// TCP finds its own size.
+// socketBuffer is asked for on unix sockets, so that two long replies fit and the second is read while the client takes
+// the first; the kernel may grant less. TCP finds its own size.
 const socketBuffer = 1 << 20
 
 // errLeave ends a connection in good order: what is in flight is answered first.
 var errLeave = errors.New("disconnect")
 
-// conn is one connection. Its fields belong to the goroutine of serve where they
-// do not say otherwise.
+// conn is one connection. Its fields belong to the goroutine of serve where they do not say otherwise.
 type conn struct {
 	server *Server
 	socket net.Conn
@@ -48,13 +46,11 @@ type conn struct {
 	out    output // safe for concurrent use
 	budget *budget
 
-	// ctx is what the device's calls run under; it ends when nobody will read
-	// the answers.
+	// ctx is what the device's calls run under; it ends when nobody will read the answers.
 	ctx    context.Context
 	cancel context.CancelFunc
-	// reading is what reads run under. It ends sooner, when the connection drains: a read
-	// may wait for its bytes for minutes, and a client asks again for what it got no
-	// answer to.
+	// reading is what reads run under. It ends sooner, when the connection drains: a read may wait for its bytes for
+	// minutes, and a client asks again for what it got no answer to.
 	reading context.Context
 	cut     context.CancelFunc
 	done    chan struct{} // closed when serve has returned
@@ -164,8 +160,7 @@ func ending(err error, opened bool) string {
 
 func (c *conn) client() string { return c.socket.RemoteAddr().String() }
 
-// drainLocked stops reading requests and cuts reads that wait, under server.mu; serve
-// does the rest.
+// drainLocked stops reading requests and cuts reads that wait, under server.mu; serve does the rest.
 func (c *conn) drainLocked() {
 	c.draining = true
 	c.cut()
@@ -182,8 +177,7 @@ func (c *conn) leaving(err error) error {
 	return err
 }
 
-// patience sets the deadline of what comes, zero for none, unless the connection
-// is draining.
+// patience sets the deadline of what comes, zero for none, unless the connection is draining.
 func (c *conn) patience(until time.Time) error {
 	c.server.mu.Lock()
 	defer c.server.mu.Unlock()
@@ -279,8 +273,7 @@ func (c *conn) flush() {
 	c.out.send(b)
 }
 
-// room returns the gathering buffer with room for n more bytes, n at most
-// batchSize and a head.
+// room returns the gathering buffer with room for n more bytes, n at most batchSize and a head.
 func (c *conn) room(n int) *[]byte {
 	if b := c.replies; b != nil && cap(*b)-len(*b) >= n {
 		return b
@@ -303,18 +296,15 @@ func (c *conn) take(n int) *[]byte {
 }
 
 const (
-	// dataAt is where the data of a request lies in a buffer of its own, and the first
-	// in those that are shared: at the beginning of a line of the processor's cache.
-	// Some processors take three times as long for a copy from a page to a place a few
-	// bytes farther than that is in its page, which a head in front of it makes of it.
+	// dataAt is where the data of a request lies in a buffer of its own, and the first in those that are shared: at the
+	// beginning of a line of the processor's cache. Some processors take three times as long for a copy from a page to
+	// a place a few bytes farther than that is in its page, which a head in front of it makes of it.
 	dataAt = 64
-	// batchSize is the size of the buffers that requests are read into and
-	// replies are gathered in. Larger ones fall out of the processor's nearer
-	// cache and gain nothing.
+	// batchSize is the size of the buffers that requests are read into and replies are gathered in. Larger ones fall
+	// out of the processor's nearer cache and gain nothing.
 	batchSize = 256 << 10
-	// gatherMax is how much is gathered before it is sent though more requests
-	// are at hand: so the client works on the first replies of a batch while the
-	// server works on the last. Four replies of 4 KiB are worth a write.
+	// gatherMax is how much is gathered before it is sent though more requests are at hand: so the client works on the
+	// first replies of a batch while the server works on the last. Four replies of 4 KiB are worth a write.
 	gatherMax = 16 << 10
 )
 

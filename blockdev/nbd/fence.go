@@ -8,14 +8,12 @@ import (
 	"sync/atomic"
 )
 
-// A client that is gone may leave requests behind: in its socket, in our buffers, at
-// a device that makes them wait. Another client, which knows that it is gone, writes
-// to the same place, and must not find that overwritten later. So before a batch of
-// requests is begun, each other connection to the export whose client has hung up by
-// then is fenced: its changes that the device has already are waited for, the rest is
-// never made. And a batch that was left behind by a client that is gone by the time
-// when it is read is not begun either. (Over TCP an end is known once all that was
-// sent before it has come.)
+// A client that is gone may leave requests behind: in its socket, in our buffers, at a device that makes them wait.
+// Another client, which knows that it is gone, writes to the same place, and must not find that overwritten later. So
+// before a batch of requests is begun, each other connection to the export whose client has hung up by then is fenced:
+// its changes that the device has already are waited for, the rest is never made. And a batch that was left behind by a
+// client that is gone by the time when it is read is not begun either. (Over TCP an end is known once all that was sent
+// before it has come.)
 
 // errGone ends a connection whose client has hung up while others use the export.
 var errGone = errors.New("the client has hung up, and others use the export")
@@ -49,8 +47,7 @@ func (e *export) leave(c *conn) (last bool) {
 	return len(next) == 0
 }
 
-// fence is called when c has read requests and before it begins them. It returns
-// errGone when the client of c is gone.
+// fence is called when c has read requests and before it begins them. It returns errGone when the client of c is gone.
 func (e *export) fence(c *conn) error {
 	c.begun.Store(true) // before the looks, so that of two connections one sees the other
 	others := e.list()
@@ -90,9 +87,8 @@ func (e *export) hungUp(c *conn) bool {
 	return c.gone
 }
 
-// half reports whether the end of what a client sends means that it is gone: over TCP
-// nothing else tells. A client of a unix socket that only ends its own sending waits
-// for replies.
+// half reports whether the end of what a client sends means that it is gone: over TCP nothing else tells. A client of a
+// unix socket that only ends its own sending waits for replies.
 func half(socket net.Conn) bool {
 	_, tcp := socket.(*net.TCPConn)
 	return tcp
@@ -125,8 +121,7 @@ func (x *changes) end() {
 
 func (x *changes) idle() bool { return x.n.Load()&^changesShut == 0 }
 
-// shut lets no change begin from now on, and returns a channel that is closed when the
-// last one has returned.
+// shut lets no change begin from now on, and returns a channel that is closed when the last one has returned.
 func (x *changes) shut() <-chan struct{} {
 	x.n.Or(changesShut)
 	if x.idle() {

@@ -17,10 +17,9 @@ func (c *conn) lookNow(fd uintptr) {
 	c.gone = err == nil && n > 0 && fds[0].Revents&(want|unix.POLLHUP|unix.POLLERR) != 0
 }
 
-// linger is how long the next request of a client is waited for that has got all its
-// answers. One that waits for each before it asks again is back sooner, and is served without
-// a goroutine's being put to sleep and woken, which takes as long as a write. What else its
-// processor has to run may wait as long.
+// linger is how long the next request of a client is waited for that has got all its answers. One that waits for each
+// before it asks again is back sooner, and is served without a goroutine's being put to sleep and woken, which takes as
+// long as a write. What else its processor has to run may wait as long.
 const linger = 200 * time.Microsecond
 
 // comes waits until there is something to read, or for linger.

@@ -9,9 +9,8 @@ import (
 	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
-// input reads from a connection in large batches. It holds a buffer only while
-// bytes of it are unread, so an idle connection holds none. One goroutine uses
-// it.
+// input reads from a connection in large batches. It holds a buffer only while bytes of it are unread, so an idle
+// connection holds none. One goroutine uses it.
 type input struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: no file descriptor that tells when it would block
@@ -63,8 +62,7 @@ func (in *input) fill() error {
 	return err
 }
 
-// inputAt is where requests begin that are read, so that the data of a first write is
-// at dataAt.
+// inputAt is where requests begin that are read, so that the data of a first write is at dataAt.
 const inputAt = dataAt - requestSize
 
 func (in *input) hold() {

@@ -10,21 +10,17 @@ import (
 )
 
 const (
-	// holeMin is the shortest range of zeros that is sent as a hole; it must
-	// have room for the heads of two chunks.
+	// holeMin is the shortest range of zeros that is sent as a hole; it must have room for the heads of two chunks.
 	holeMin = 4 << 10
-	// chunksMax bounds the chunks of one reply: long reads look for longer
-	// holes.
+	// chunksMax bounds the chunks of one reply: long reads look for longer holes.
 	chunksMax = 64
-	// extentsMax bounds the extents of one block status: what a reply buffer of
-	// the smallest class holds with its head.
+	// extentsMax bounds the extents of one block status: what a reply buffer of the smallest class holds with its head.
 	extentsMax = 500
 	statusMax  = structuredSize + 4 + 8*extentsMax
 )
 
-// layChunks makes a structured reply, in place, of dataHead bytes of room and
-// the data behind them, and returns its length. Zeros become holes: the data
-// behind a hole moves up, and the heads of the chunks find room where the zeros
+// layChunks makes a structured reply, in place, of dataHead bytes of room and the data behind them, and returns its
+// length. Zeros become holes: the data behind a hole moves up, and the heads of the chunks find room where the zeros
 // were.
 func layChunks(p []byte, req request) int {
 	data := p[dataHead:]
@@ -60,8 +56,7 @@ func layChunks(p []byte, req request) int {
 	return w
 }
 
-// run returns where the zeros, or the data, that begin at the given place end:
-// looked at in units.
+// run returns where the zeros, or the data, that begin at the given place end: looked at in units.
 func run(data []byte, at, unit int) (end int, hole bool) {
 	end = min(at+unit, len(data))
 	hole = content.IsZero(data[at:end])

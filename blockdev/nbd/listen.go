@@ -21,12 +21,10 @@ import (
 // SocketName is how a folder's socket is called.
 const SocketName = "nbd.sock"
 
-// SocketPathMax is the longest path of a unix socket: what sun_path of this system
-// holds besides the final zero.
+// SocketPathMax is the longest path of a unix socket: what sun_path of this system holds besides the final zero.
 const SocketPathMax = len(syscall.RawSockaddrUnix{}.Path) - 1
 
-// CheckSocketPath fails with content.ErrInvalid for a path at which no unix socket can
-// be.
+// CheckSocketPath fails with content.ErrInvalid for a path at which no unix socket can be.
 func CheckSocketPath(path string) error {
 	if path == "" || len(path) > SocketPathMax {
 		return fmt.Errorf("%w: a socket's path has 1 to %d bytes, and %q has %d", content.ErrInvalid, SocketPathMax, path, len(path))
@@ -34,17 +32,14 @@ func CheckSocketPath(path string) error {
 	return nil
 }
 
-// ListenConfig says how listeners are opened. The zero value is for sockets that are
-// their user's alone.
+// ListenConfig says how listeners are opened. The zero value is for sockets that are their user's alone.
 type ListenConfig struct {
 	// Mode is that of a unix socket; 0600 when zero.
 	Mode fs.FileMode
-	// Group is the number of the group that a unix socket belongs to; nil is the
-	// process's own.
+	// Group is the number of the group that a unix socket belongs to; nil is the process's own.
 	Group *int
-	// Inherited are descriptors of sockets, by address, that a process before this one
-	// listened on and left open: who has connected since waits there. Listen takes
-	// those that it is asked for out of it.
+	// Inherited are descriptors of sockets, by address, that a process before this one listened on and left open: who
+	// has connected since waits there. Listen takes those that it is asked for out of it.
 	Inherited map[string]*os.File
 }
 
@@ -53,14 +48,12 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	return ListenConfig{}.Listen(ctx, address)
 }
 
-// Listen opens a listener: on "unix:PATH", in the place of the socket that a dead
-// process left, or on the TCP address "HOST:PORT". A socket that another process serves
-// is content.ErrConflict. The listener's method File returns a descriptor to leave to
-// a next process.
+// Listen opens a listener: on "unix:PATH", in the place of the socket that a dead process left, or on the TCP address
+// "HOST:PORT". A socket that another process serves is content.ErrConflict. The listener's method File returns a
+// descriptor to leave to a next process.
 //
-// Beside a socket lies PATH.lock, which its server holds locked: the kernel lets
-// go of it when the process ends, however it ends, so a live server and a stale
-// socket cannot be mistaken for each other.
+// Beside a socket lies PATH.lock, which its server holds locked: the kernel lets go of it when the process ends,
+// however it ends, so a live server and a stale socket cannot be mistaken for each other.
 func (c ListenConfig) Listen(ctx context.Context, address string) (net.Listener, error) {
 	var l net.Listener
 	var err error
@@ -141,8 +134,7 @@ func replaceSocket(ctx context.Context, path string) (net.Listener, error) {
 	return (&net.ListenConfig{Control: privateSocket}).Listen(ctx, "unix", path)
 }
 
-// lockedListener unlocks the socket's path once the socket is gone from it, or left to
-// who has its File.
+// lockedListener unlocks the socket's path once the socket is gone from it, or left to who has its File.
 type lockedListener struct {
 	*net.UnixListener
 	path string
@@ -165,8 +157,7 @@ func (l *lockedListener) Close() error {
 	return l.err
 }
 
-// URI returns what a client opens: nbd+unix:///NAME?socket=PATH or
-// nbd://HOST:PORT/NAME.
+// URI returns what a client opens: nbd+unix:///NAME?socket=PATH or nbd://HOST:PORT/NAME.
 func URI(address net.Addr, name string) string {
 	// Clients know %20 but not "+"; slashes stay readable.
 	queryPath := strings.NewReplacer("+", "%20", "%2F", "/")

@@ -7,11 +7,9 @@ import (
 	"syscall"
 )
 
-// output sends replies. Any goroutine may send, and whoever finds the socket
-// free writes for all that come meanwhile, without ever waiting for the client:
-// once the socket is full, a goroutine takes over until all is written. So a
-// client that does not read delays nobody but itself, and its budget bounds what
-// it can leave lying here.
+// output sends replies. Any goroutine may send, and whoever finds the socket free writes for all that come meanwhile,
+// without ever waiting for the client: once the socket is full, a goroutine takes over until all is written. So a
+// client that does not read delays nobody but itself, and its budget bounds what it can leave lying here.
 type output struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: every write may block
@@ -65,8 +63,7 @@ func (o *output) send(b *[]byte) {
 	}
 }
 
-// take makes what is queued the writer's. With nothing there it ends the
-// writer's turn and returns false.
+// take makes what is queued the writer's. With nothing there it ends the writer's turn and returns false.
 func (o *output) take() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -95,8 +92,7 @@ func (o *output) take() bool {
 	return true
 }
 
-// writeNow writes what the socket takes at once, and reports whether that was
-// all.
+// writeNow writes what the socket takes at once, and reports whether that was all.
 func (o *output) writeNow() bool {
 	if o.raw == nil {
 		return false
@@ -120,8 +116,7 @@ func (o *output) writeNow() bool {
 	return false
 }
 
-// block writes the rest, and what is queued by then, however long the client
-// takes.
+// block writes the rest, and what is queued by then, however long the client takes.
 func (o *output) block() {
 	for {
 		if _, err := o.rest.WriteTo(o.conn); err != nil {

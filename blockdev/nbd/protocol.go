@@ -96,10 +96,9 @@ const (
 	// dataHead are the bytes before the data of a data chunk.
 	dataHead = structuredSize + 8
 
-	// The metadata contexts that are offered, and the id of the first: what the device
-	// has, and for each snapshot that it remembers what was written since, as qemu
-	// calls and tells it. The id of a bitmap is its place among those that the
-	// client has chosen.
+	// The metadata contexts that are offered, and the id of the first: what the device has, and for each snapshot that
+	// it remembers what was written since, as qemu calls and tells it. The id of a bitmap is its place among those that
+	// the client has chosen.
 	contextBase   = "base:allocation"
 	contextBitmap = "qemu:dirty-bitmap:" // and the number of the snapshot
 	contextBaseID = 1
@@ -172,8 +171,7 @@ func (c chunk) append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, c.length)
 }
 
-// appendError appends the one chunk of a structured reply that failed, with
-// words for the client's log.
+// appendError appends the one chunk of a structured reply that failed, with words for the client's log.
 func appendError(b []byte, cookie uint64, code blockdev.Errno, words string) []byte {
 	b = chunk{chunkDone, chunkError, cookie, uint32(6 + len(words))}.append(b)
 	b = binary.BigEndian.AppendUint32(b, uint32(code))
@@ -202,8 +200,7 @@ func appendAnswer(b []byte, option, kind uint32, data ...[]byte) []byte {
 	return b
 }
 
-// parseInfo reads the data of optInfo and optGo: the export's name. What the
-// client asks to be told is told anyway.
+// parseInfo reads the data of optInfo and optGo: the export's name. What the client asks to be told is told anyway.
 func parseInfo(data []byte) (name string, err error) {
 	name, data, err = cutString(data)
 	if err != nil {
@@ -215,8 +212,7 @@ func parseInfo(data []byte) (name string, err error) {
 	return name, nil
 }
 
-// parseMeta reads the data of optListMeta and optSetMeta: the export's name, and the
-// queries.
+// parseMeta reads the data of optListMeta and optSetMeta: the export's name, and the queries.
 func parseMeta(data []byte) (name string, queries []string, err error) {
 	name, data, err = cutString(data)
 	if err != nil {

@@ -9,9 +9,8 @@ import (
 )
 
 const (
-	// inlineMax is the longest read or write that is tried on the reader's
-	// goroutine: it fits the gathering buffer, and copying it takes less time
-	// than a client notices.
+	// inlineMax is the longest read or write that is tried on the reader's goroutine: it fits the gathering buffer, and
+	// copying it takes less time than a client notices.
 	inlineMax = batchSize
 	// wordsMax bounds the words beside an error.
 	wordsMax = 1 << 10
@@ -32,8 +31,7 @@ type task struct {
 	extents []blockdev.Extent // memory of block status
 }
 
-// dispatch answers a request, or starts what will. Its error ends the
-// connection.
+// dispatch answers a request, or starts what will. Its error ends the connection.
 func (c *conn) dispatch(req request) error {
 	c.tally.Count(int(req.command), uint64(req.length))
 	code, words := c.check(req)
@@ -64,8 +62,7 @@ func (c *conn) dispatch(req request) error {
 	return nil
 }
 
-// memory is what a request without data takes: a reply, and the pieces of what is
-// read for the device's cache alone.
+// memory is what a request without data takes: a reply, and the pieces of what is read for the device's cache alone.
 func (c *conn) memory(req request) int {
 	switch req.command {
 	case cmdCache:
@@ -149,8 +146,7 @@ func (c *conn) readHead() int {
 	return simpleSize
 }
 
-// layRead makes a reply of p, which has readHead bytes of room and then the
-// data, and returns its length.
+// layRead makes a reply of p, which has readHead bytes of room and then the data, and returns its length.
 func (c *conn) layRead(p []byte, req request) int {
 	if c.structured {
 		return layChunks(p, req)

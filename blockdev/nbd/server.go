@@ -19,8 +19,7 @@ import (
 )
 
 const (
-	// cancelTimeout is how long a device may take to notice that its requests
-	// were cancelled.
+	// cancelTimeout is how long a device may take to notice that its requests were cancelled.
 	cancelTimeout = 5 * time.Second
 	// acceptPause is the wait after a failed accept, most likely for want of
 	// file descriptors, which closing connections bring back.
@@ -60,10 +59,9 @@ func (s *Server) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{s.metrics.Registry}
 }
 
-// Run serves until ctx is done, then closes the listeners, lets changes in flight
-// finish for up to DrainTimeout, and returns once every device is released. Reads that
-// wait for the device are not answered. It returns nil after an orderly stop. Call it
-// once.
+// Run serves until ctx is done, then closes the listeners, lets changes in flight finish for up to DrainTimeout, and
+// returns once every device is released. Reads that wait for the device are not answered. It returns nil after an
+// orderly stop. Call it once.
 func (s *Server) Run(ctx context.Context) error {
 	closeAll := func() {
 		for _, l := range s.cfg.Listeners {
@@ -161,8 +159,7 @@ func (s *Server) leave(c *conn) {
 	}
 }
 
-// Rename has those who have an export open have it by another name, which nobody has; nobody
-// opens either meanwhile.
+// Rename has those who have an export open have it by another name, which nobody has; nobody opens either meanwhile.
 func (s *Server) Rename(old, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,10 +172,9 @@ func (s *Server) Rename(old, name string) {
 	}
 }
 
-// Detach ends the connections to the export of that name: changes in flight finish and
-// are answered, reads that wait are not, no more are read. It returns once the devices are
-// released. When ctx ends first, it cancels what is in flight and says so. Take
-// the name out of Exports before, or clients will open it anew.
+// Detach ends the connections to the export of that name: changes in flight finish and are answered, reads that wait
+// are not, no more are read. It returns once the devices are released. When ctx ends first, it cancels what is in
+// flight and says so. Take the name out of Exports before, or clients will open it anew.
 func (s *Server) Detach(ctx context.Context, name string) error {
 	err := s.end(ctx, func(c *conn) bool { return c.opened && c.name.Load() == name })
 	if err != nil {

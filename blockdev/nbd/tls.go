@@ -10,10 +10,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// LoadTLS returns the configuration of a server that lets in, over TCP, clients which
-// show a certificate of an authority: of ca-cert.pem in a folder, where server-cert.pem
-// and server-key.pem are what the server shows, as qemu's tls-creds-x509 has them. The
-// files are read again for each client, so that renewed ones need no restart.
+// LoadTLS returns the configuration of a server that lets in, over TCP, clients which show a certificate of an
+// authority: of ca-cert.pem in a folder, where server-cert.pem and server-key.pem are what the server shows, as qemu's
+// tls-creds-x509 has them. The files are read again for each client, so that renewed ones need no restart.
 func LoadTLS(dir string) (*tls.Config, error) {
 	if _, err := readTLS(dir); err != nil {
 		return nil, err

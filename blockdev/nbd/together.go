@@ -67,8 +67,7 @@ func (c *conn) writeAlone(req request, p []byte) (written bool) {
 	return written
 }
 
-// tryWrites makes the first of some writes that the device takes at once, and returns how
-// many.
+// tryWrites makes the first of some writes that the device takes at once, and returns how many.
 func (c *conn) tryWrites(ws []blockdev.Write) int {
 	if !c.changes.begin() {
 		return 0

@@ -123,11 +123,14 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, er
 	return view, nil
 }
 
-// takeBack attaches a volume again that could not be moved.
+// takeBack attaches a volume again that could not be moved, once it can.
 func (v *Volumes) takeBack(ctx context.Context, name string, why error) error {
 	e, _ := v.index.Get(name)
+	a := v.newAttached(e, terms.Spec{})
+	a.err, a.after = why, tryInterval
+	v.setDevice(name, a)
 	if err := v.reattach(context.WithoutCancel(ctx), e, terms.Spec{Transport: terms.Auto}); err != nil {
-		return errors.Join(why, fmt.Errorf("nor did this node, where it is detached now: %w", err))
+		return errors.Join(why, fmt.Errorf("nor did this node: %w", err))
 	}
 	return fmt.Errorf("%w; it is attached here again", why)
 }

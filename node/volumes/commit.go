@@ -138,8 +138,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	return v.registered(e, r, e.Volume)
 }
 
-// registered notes that the name of an uncommitted volume has a record: its own, or
-// another's, and then it gets another name.
+// registered notes that the name of an uncommitted volume has a record: its own, or another's, and then it gets another name.
 func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
 	if body.ID != e.ID {
 		e.Epoch = max(e.Epoch, r.Version+1) // it may have been registered, taken over, and removed

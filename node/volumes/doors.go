@@ -58,12 +58,7 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 			leave, opened := d.users.Enter()
 			if wait = opened; leave != nil && x.v.device(name) == d { // who closes it shuts it before that takes it away
 				past := doors.Past{Snapshots: func(ctx context.Context) ([]terms.SnapshotView, error) { return x.v.Snapshots(ctx, name) }, Past: x.v.past(d)}
-				return doors.Remember(d.front, past), func() {
-					if err := past.Close(); err != nil {
-						x.v.cfg.Log.Warn("what a client compared a volume with is not closed as it should be", "volume", name, "err", err)
-					}
-					leave()
-				}, nil
+				return doors.Remember(d.front, past), func() { defer leave(); past.End(name, x.v.cfg.Log) }, nil
 			} else if leave != nil {
 				leave()
 				continue

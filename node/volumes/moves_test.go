@@ -97,3 +97,31 @@ func TestKilledInAMove(t *testing.T) {
 		}
 	}
 }
+
+// TestAMoveThatFailsWhileTheOriginIsAway: this node has the volume again when the origin is back.
+func TestAMoveThatFailsWhileTheOriginIsAway(t *testing.T) {
+	p := newMoving(t, func(do func() (catalog.Record, error)) (catalog.Record, error) { return do() })
+	call := p.a.cfg.Call
+	p.a.cfg.Call = func(ctx context.Context, to trust.PublicKey, method string, body []byte) (b []byte, err error) {
+		if method == attachMethod {
+			p.store.down = true
+			return nil, content.ErrForbidden
+		}
+		return call(ctx, to, method, body)
+	}
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 5, 1)
+	if view, err := p.a.Move(t.Context(), "disk", "b"); err == nil {
+		t.Errorf("%+v", view)
+	}
+	for _, down := range []bool{true, true, false} {
+		p.store.down = down
+		p.a.now = p.a.now.Add(tryAfterMax)
+		p.a.serveLater(t.Context(), "disk")
+	}
+	if p.a.state(t, "disk") != terms.StateAttached {
+		t.Fatal("it is not served")
+	}
+	p.a.is(t, "disk", shadow)
+}

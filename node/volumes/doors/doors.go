@@ -213,6 +213,13 @@ type Past struct {
 	*moment.Past
 }
 
+// End gives back what was opened for a client of a volume that has left.
+func (p Past) End(volume string, log *slog.Logger) {
+	if err := p.Close(); err != nil {
+		log.Warn("what a client compared a volume with is not closed as it should be", "volume", volume, "err", err)
+	}
+}
+
 // remembered is a volume as NBD serves it, with what was written since its snapshots.
 type remembered struct {
 	*limit.Device
