@@ -9,6 +9,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // TestWhoDiesAsItReleases: a node is killed behind each change that a detach makes elsewhere,
@@ -83,5 +84,28 @@ func TestDetachedWhileItsEpochIsWritten(t *testing.T) {
 	p.a.put(t, "disk", Spec{})
 	if body, err := p.store.body("disk"); err != nil || p.a.state(t, "disk") != terms.StateAttached || body.Epoch != 3 {
 		t.Errorf("it is %s, at epoch %d: %v", p.a.state(t, "disk"), body.Epoch, err)
+	}
+}
+
+// TestReleasedUnheard: a volume that was given up, of which the reply was lost, is no other's
+// when its node looks, and goes when it is removed.
+func TestReleasedUnheard(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", make([]byte, testSize), 5, 1)
+	if err := p.a.device("disk").upload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.store.unheard(func() {
+		if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := p.a.lookAtDetached(t.Context(), "disk"); err != nil || p.a.state(t, "disk") != terms.StateReleased {
+		t.Errorf("it is %s, %v", p.a.state(t, "disk"), err)
+	}
+	p.a.orphans.Keep(t.Context())
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || p.store.has(content.KindVolume, "disk") {
+		t.Errorf("removed: %v, it is there %t", err, p.store.has(content.KindVolume, "disk"))
 	}
 }
