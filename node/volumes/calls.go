@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -39,17 +38,13 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 	case readers.Method:
 		return readers.Answer(v.index, string(body)), nil
 	case attachMethod:
-		var q moves.Request
-		if err := json.Unmarshal(body, &q); err != nil {
-			return nil, fmt.Errorf("call %s: %w: %w", method, content.ErrInvalid, err)
-		}
-		return json.Marshal(v.moves.Attach(ctx, q, func(ctx context.Context) (terms.View, error) {
+		return v.moves.Answer(ctx, body, func(ctx context.Context, q moves.Request) (terms.View, error) {
 			view, _, err := v.Put(ctx, q.Name, terms.Spec{Transport: q.Transport})
 			if e, _ := v.index.Get(q.Name); err == nil && e.ID != q.ID {
 				err = fmt.Errorf("volume %q: %w: another was made here while the origin was away", q.Name, content.ErrConflict)
 			}
 			return view, err
-		}))
+		})
 	}
 	return nil, fmt.Errorf("call %.40q: %w", method, content.ErrNotFound)
 }
@@ -99,10 +94,8 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, er
 	case a == nil || a.vol == nil:
 		return terms.View{}, fmt.Errorf("%w: it is not served here: attach it there, or ask the node that has it by `grange volume ls --all`", content.ErrConflict)
 	}
-	if reads, err := v.cfg.Call(ctx, to, readers.Method, []byte(name)); err != nil { // before anything is given up
-		return terms.View{}, fmt.Errorf("%s does not answer: %w", who, err)
-	} else if len(reads) > 0 {
-		return terms.View{}, fmt.Errorf("%w: %s reads it: detach it there first", content.ErrConflict, who)
+	if err := (readers.Farm{Call: v.cfg.Call}).MayMove(ctx, to, who, name); err != nil { // before anything is given up
+		return terms.View{}, err
 	}
 	if err := a.upload(ctx); err != nil { // while it is served, and the record known
 		return terms.View{}, fmt.Errorf("%w: not all that was written could be brought to the bucket: %w", content.ErrUnavailable, err)

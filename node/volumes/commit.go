@@ -63,11 +63,10 @@ func (v *Volumes) keepMending(ctx context.Context) error {
 
 // every calls do now and again until ctx ends.
 func every(ctx context.Context, do func()) error {
-	tick := time.NewTicker(tryInterval)
-	defer tick.Stop()
+	tick := time.Tick(tryInterval)
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 			do()
 		case <-ctx.Done():
 			return nil

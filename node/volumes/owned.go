@@ -22,13 +22,12 @@ import (
 // node was cut off, and now and then; and stops those that are not.
 func (v *Volumes) keepOwned(ctx context.Context, due *right.Looks) error {
 	due.End(v.cfg.Now()) // volumes were opened so far
-	tick := time.NewTicker(tryInterval)
-	defer tick.Stop()
+	tick := time.Tick(tryInterval)
 	var giving sync.WaitGroup // one that takes long keeps nobody from looking
 	defer giving.Wait()
 	for {
 		select {
-		case <-tick.C:
+		case <-tick:
 			v.lookAtOwned(ctx, due)
 			giving.Go(func() { v.giveUpLost(ctx) })
 		case <-v.losing:

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -108,6 +109,15 @@ type Moves struct {
 	Errands Errands
 
 	under singleflight.Group // by name
+}
+
+// Answer answers a Request with what attach says; see Attach.
+func (m *Moves) Answer(ctx context.Context, body []byte, attach func(context.Context, Request) (terms.View, error)) ([]byte, error) {
+	var q Request
+	if err := json.Unmarshal(body, &q); err != nil {
+		return nil, fmt.Errorf("attach what is moved here: %w: %w", content.ErrInvalid, err)
+	}
+	return json.Marshal(m.Attach(ctx, q, func(ctx context.Context) (terms.View, error) { return attach(ctx, q) }))
 }
 
 // Attach answers who moves a volume here: attach is called once for all that ask meanwhile.

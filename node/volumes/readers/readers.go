@@ -162,6 +162,17 @@ type Farm struct {
 	Who  func(trust.PublicKey) string
 }
 
+// MayMove fails where a member to which a volume is to be moved does not answer, or reads it.
+func (f Farm) MayMove(ctx context.Context, to trust.PublicKey, who, name string) error {
+	switch yes, err := f.Call(ctx, to, Method, []byte(name)); {
+	case err != nil:
+		return fmt.Errorf("%s does not answer: %w", who, err)
+	case len(yes) > 0:
+		return fmt.Errorf("%w: %s reads it: detach it there first", content.ErrConflict, who)
+	}
+	return nil
+}
+
 // MayRemove fails where a volume is only read, and with content.InUse, which says by whom,
 // while other members read it, unless it is forced.
 func (f Farm) MayRemove(ctx context.Context, e index.Entry, force bool) error {
