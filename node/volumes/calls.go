@@ -119,10 +119,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, er
 // takeBack attaches a volume again that could not be moved, once it can.
 func (v *Volumes) takeBack(ctx context.Context, name string, why error) error {
 	e, _ := v.index.Get(name)
-	a := v.newAttached(e, terms.Spec{})
-	a.err, a.after = why, tryInterval
-	v.setDevice(name, a)
-	if err := v.reattach(context.WithoutCancel(ctx), e, terms.Spec{Transport: terms.Auto}); err != nil {
+	if err := v.attach(context.WithoutCancel(ctx), e, terms.Spec{}); err != nil {
 		return errors.Join(why, fmt.Errorf("nor did this node: %w", err))
 	}
 	return fmt.Errorf("%w; it is attached here again", why)

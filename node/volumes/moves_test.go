@@ -83,7 +83,11 @@ func TestKilledInAMove(t *testing.T) {
 			}
 			w := startWorld(t, dir)
 			p.join(w)
+			p.store.down = true
 			w.openAll(t.Context())
+			p.store.down = false
+			w.now = w.now.Add(tryAfterMax)
+			w.serveLater(t.Context(), "disk")
 			if got := w.state(t, "disk"); got != want {
 				t.Errorf("the other has it %t: it is %s", arrives, got)
 			}

@@ -378,7 +378,7 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec terms.Spec) er
 	}
 	a.err = errors.Join(a.err, a.drop(a.err)) // nothing is left of one that went well
 	now, here := v.index.Get(e.Name)
-	doubt := here && (len(now.Tried) > 0 || before.err != nil) && errors.Is(a.err, content.ErrUnavailable)
+	doubt := here && (len(now.Tried) > 0 || spec == (terms.Spec{})) && errors.Is(a.err, content.ErrUnavailable)
 	if a.err != nil && (!here || now.Empty && !now.Reader && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
