@@ -37,10 +37,8 @@ func (v *Volume) tend() {
 	v.tending.Lock()
 	defer v.tending.Unlock()
 	v.Yield()
-	err := v.letGo()
-	if err == nil {
-		err = v.joinLayers()
-	}
+	v.letGo()
+	err := v.joinLayers()
 	for gained := true; err == nil && gained && v.wants(); {
 		if err = v.absorb(); err == nil {
 			err = v.joinLayers()
@@ -62,7 +60,7 @@ func (v *Volume) space() (taken, live int64) {
 	}
 	group, above := v.open.usage().Bytes, v.open
 	for _, l := range v.layers {
-		if v.kept[above.after] > 0 || v.based(above.after) {
+		if !v.joins(above) {
 			live, group = live+group, 0
 		}
 		group, above = max(group, l.usage().Bytes), l
@@ -123,10 +121,11 @@ func (v *Volume) joinLayers() error {
 
 // joint is the first layer that can be joined with the one under it, or -1. Called with mu.
 func (v *Volume) joint() int {
-	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], func(l *layer) bool {
-		return v.kept[l.after] == 0 && !v.based(l.after)
-	})
+	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], v.joins)
 }
+
+// joins reports whether a layer can be joined with one under it. Called with mu.
+func (v *Volume) joins(l *layer) bool { return v.kept[l.after] == 0 && !v.based(l.after) }
 
 // memory is what of it a layer may take that replaces others. Called with tending.
 func (v *Volume) memory(replaced ...*layer) int64 {
@@ -171,12 +170,13 @@ func (v *Volume) spill() error {
 func (v *Volume) exchange(now *layer, before ...*layer) error {
 	v.mu.Lock()
 	i := slices.Index(v.layers, before[0])
-	if v.closed || len(before) > 1 && v.joint() != i {
+	if v.closed || len(before) > 1 && !v.joins(before[0]) {
 		v.mu.Unlock()
 		return now.drop()
 	}
 	v.layers = slices.Replace(slices.Clone(v.layers), i, i+len(before), now)
-	return v.retire(nil, before)
+	v.retire(nil, before)
+	return nil
 }
 
 // wants reports whether the journal is to be made smaller.
@@ -309,6 +309,7 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 			if err == nil || r.into == nil {
 				continue
 			}
+			v.vacate(r.into)
 			if err = errors.Join(err, r.into.file.Close()); !r.into.sealed {
 				err = errors.Join(err, os.Remove(r.into.file.Name()))
 			}
@@ -413,5 +414,6 @@ func (v *Volume) replace(l, moved *layer, runs []*run) error {
 	}
 	i := slices.Index(v.layers, l)
 	v.layers = slices.Replace(slices.Clone(v.layers), i, i+1, moved)
-	return v.retire(dead, []*layer{l})
+	v.retire(dead, []*layer{l})
+	return nil
 }

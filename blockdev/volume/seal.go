@@ -235,25 +235,25 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 		return fmt.Errorf("rebase: %w", v.gone(base))
 	}
 	v.ground = &ground{Root: root.Root{Source: src, Size: size, ChunkSize: chunkSize}, base: base, older: v.ground}
-	return v.cutFront()
+	v.cutFront()
+	return nil
 }
 
 // letGo drops what was held for positions before the base that are released by now. Called
 // with tending.
-func (v *Volume) letGo() error {
+func (v *Volume) letGo() {
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
-	v.mu.Lock()
-	if v.closed || v.ground.older == nil {
+	if v.mu.Lock(); v.closed || v.ground.older == nil {
 		v.mu.Unlock()
-		return nil
+		return
 	}
-	return v.cutFront()
+	v.cutFront()
 }
 
 // cutFront drops what lies before the base and before all kept positions. Called with
 // tending, syncing and mu, which it unlocks.
-func (v *Volume) cutFront() error {
+func (v *Volume) cutFront() {
 	oldest := v.ground.base
 	for p := range v.kept {
 		if p.Seq < oldest.Seq {
@@ -281,12 +281,13 @@ func (v *Volume) cutFront() error {
 	if v.open.after.Seq < g.base.Seq {
 		v.open.after = g.base
 	}
-	return v.retire(dead, went)
+	v.retire(dead, went)
 }
 
 // retire removes files that nobody looks into from now on; they are closed beside, once
-// those who still do are done. Called with mu, which it unlocks.
-func (v *Volume) retire(segments []*segment, layers []*layer) error {
+// those who still do are done. What can't be removed is left to the next start. Called with
+// mu, which it unlocks.
+func (v *Volume) retire(segments []*segment, layers []*layer) {
 	old := v.readers
 	v.readers = newReaders(old.done)
 	room := v.spareRoom()
@@ -308,7 +309,6 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		v.cfg.Step("removed")
 	}
 	v.work.Go(func() {
-		var errs []error
 		old.drain()
 		for _, s := range segments {
 			errs = append(errs, s.file.Close())
@@ -316,6 +316,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		for _, l := range layers {
 			errs = append(errs, l.drop())
 		}
+		v.vacate(segments...)
 		errs = append(errs, v.spares.Keep(spares))
 		v.spares.Warm()
 		if err := errors.Join(errs...); err != nil {
@@ -323,7 +324,6 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		}
 		close(old.done)
 	})
-	return errors.Join(errs...)
 }
 
 // Grow makes the disk larger; what is new reads as zeros. The caller has made the size

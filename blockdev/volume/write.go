@@ -279,11 +279,25 @@ func (v *Volume) add(s *segment) {
 	v.chain, v.number = append(v.chain, s), s.Number
 }
 
-// place gives a segment a slot. Slots are not used again, so that a reader may keep to
-// what it has seen. Called with mu.
-func (v *Volume) place(s *segment) uint32 {
+// place gives a segment a slot: all that is counted by slot is as long as there were slots at
+// once. Called with mu.
+func (v *Volume) place(s *segment) (slot uint32) {
+	if n := len(v.vacant); n > 0 {
+		slot, v.vacant = v.vacant[n-1], v.vacant[:n-1]
+		v.slots[slot] = s
+		return slot
+	}
 	v.slots = append(v.slots, s)
 	return uint32(len(v.slots) - 1)
+}
+
+// vacate gives back the slots of segments into which nobody looks any more.
+func (v *Volume) vacate(segments ...*segment) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range segments {
+		v.slots[s.slot], v.vacant = nil, append(v.vacant, s.slot)
+	}
 }
 
 // fail stops the volume: what a failed sync has dropped is not known, and trying
