@@ -235,12 +235,13 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 		}
 	}
 	var open *run
+	most := min(size, journal.MergedMax*extents.EntryHeader) // of live bytes: no more ranges than one may have
 	for _, s := range segments {
 		if !chosen[s] {
 			open = nil
 			continue
 		}
-		if open == nil || open.live+live[s] > size || s.After.Number != open.segments[len(open.segments)-1].Number { // neighbours alone: what lies between would be lost
+		if open == nil || open.live+live[s] > most || s.After.Number != open.segments[len(open.segments)-1].Number { // neighbours alone: what lies between would be lost
 			open = new(run)
 			runs = append(runs, open)
 		}

@@ -3,9 +3,13 @@ package volume
 import (
 	"bytes"
 	"os"
+	"slices"
 	"testing"
 
+	"github.com/grangemesh/grange/origin/content"
+
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // sealed writes a unit and seals it, as each flush to the origin does.
@@ -80,4 +84,28 @@ func TestSegmentsThatCantBeRemoved(t *testing.T) {
 	v.work.Wait()
 	expectSealed(t, v, 2*smallMax)
 	must(t, v.Close())
+}
+
+// TestManyDiscardsAreCompacted: segments full of nothing but discards are small, and as many
+// of them as fit into one by their bytes have more ranges than that may have. Of one whose
+// few entries lie in more parts than that nothing is made.
+func TestManyDiscardsAreCompacted(t *testing.T) {
+	const each = entriesMax * extents.EntryHeader
+	var list []*segment
+	live := map[*segment]int64{}
+	for i := range uint64(3 * smallMax) {
+		s := &segment{Header: journal.Header{Number: i + 1, After: content.Position{Number: i}}, size: each + journal.HeaderSize}
+		list, live[s] = append(list, s), each
+	}
+	torn := list[2*smallMax]
+	live[torn] = 2 * journal.MergedMax * extents.EntryHeader
+	runs := choose(list, live, segmentMax, 0)
+	if len(runs) == 0 {
+		t.Error("nothing is compacted")
+	}
+	for _, r := range runs {
+		if ranges := r.live / extents.EntryHeader; ranges > journal.MergedMax || slices.Contains(r.segments, torn) {
+			t.Errorf("%d segments of %d ranges become one, which takes %d", len(r.segments), ranges, journal.MergedMax)
+		}
+	}
 }

@@ -103,14 +103,14 @@ func (v *Volume) Sealed() (out []journal.AdoptedSegment) {
 	return out
 }
 
-// liveOf is how many bytes of a segment are in use: at most all, though to take the parts
-// of its entries out may need more. Called with mu.
+// liveOf is how many bytes the parts of a segment's entries that are in use need: more than it
+// has, where those are many. Called with mu.
 func (v *Volume) liveOf(s *segment) int64 {
 	live := v.open.usage().LiveIn(s.slot)
 	for _, l := range v.layers {
 		live += l.usage().LiveIn(s.slot)
 	}
-	return min(live, s.size)
+	return live
 }
 
 // Keep has a position stay readable until as many calls of Release as of Keep and Seal: layers are not joined
