@@ -395,13 +395,11 @@ func (v *Volume) replace(l, moved *layer, runs []*run) error {
 			}
 			return err
 		}
-		r.into.sealed, r.into.synced = true, true
+		r.into.sealed, r.into.synced, r.segments[len(r.segments)-1].shadowed = true, true, true
 	}
 	v.cfg.Step("renamed")
-	if err := durable.SyncDir(v.cfg.Dir); err != nil {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		return v.fail(err)
+	if err := v.stopped(durable.SyncDir(v.cfg.Dir)); err != nil {
+		return err // what was merged stands beside what it was made of
 	}
 	v.cfg.Step("synced")
 	v.mu.Lock()

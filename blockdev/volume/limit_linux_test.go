@@ -31,6 +31,38 @@ func TestFlushWithoutADescriptor(t *testing.T) {
 	must(t, v.Close())
 }
 
+// TestCompactionWithoutADescriptor has the process run out of them when merged segments have their
+// names: they stand beside what they were made of, and the next compaction begins anew.
+func TestCompactionWithoutADescriptor(t *testing.T) {
+	v := open(t, create(t), nil)
+	v.tended.Store(true) // what tends is called here
+	for i := range 2 * smallMax {
+		sealed(t, v, i)
+	}
+	var before syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before))
+	v.cfg.Step = func(name string) {
+		if name == "renamed" {
+			must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(lowest(t)), Max: before.Max}))
+		}
+	}
+	v.tend()
+	must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before))
+	v.cfg.Step = func(string) {}
+	if n := len(v.chain); n < 2*smallMax {
+		t.Fatalf("%d segments: nothing has failed", n)
+	}
+	crashed := open(t, killed(t, v.cfg.Dir), nil)
+	for _, v := range []*Volume{v, crashed} {
+		expectSealed(t, v, 2*smallMax)
+		if v.tend(); len(v.chain) > 2 || v.Stats().Failed != nil {
+			t.Errorf("%d segments are left: %v", len(v.chain), v.Stats().Failed)
+		}
+		expectSealed(t, v, 2*smallMax)
+		must(t, v.Close())
+	}
+}
+
 // lowest is the number that the next file would get.
 func lowest(t *testing.T) uintptr {
 	t.Helper()

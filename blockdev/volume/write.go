@@ -412,9 +412,17 @@ func (v *Volume) carry(d due) error {
 		v.mark()
 		return nil
 	}
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		// The folder could not even be opened, so no sync of it has failed.
-		return fmt.Errorf("this process has too many files open; the next flush tries again: %w", err)
+	return v.stopped(err)
+}
+
+// stopped says what a failed sync means: nothing for none. A folder that could not even be
+// opened was not synced, and so no sync of it has failed.
+func (v *Volume) stopped(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return fmt.Errorf("this process has too many files open; that is tried again: %w", err)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
