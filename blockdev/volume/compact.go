@@ -20,8 +20,7 @@ const (
 	smallMax = 16
 )
 
-// tendSoon has somebody tend the journal beside, unless it is closed: Close waits for all who
-// have begun by then. Called with the turn, or mu.
+// tendSoon has somebody tend the journal beside, unless it is closed: Close waits for all who have begun by then. Called with the turn, or mu.
 func (v *Volume) tendSoon() {
 	if v.closed || v.cfg.ReadOnly || !v.tended.CompareAndSwap(false, true) {
 		return
@@ -93,8 +92,7 @@ func (v *Volume) absorb() error {
 	return v.flush(everything)
 }
 
-// joinLayers makes one of neighbouring layers between which no position is kept, and
-// spills what is too much for the memory.
+// joinLayers makes one of neighbouring layers between which no position is kept, and spills what is too much for the memory.
 func (v *Volume) joinLayers() error {
 	for {
 		v.mu.RLock()
@@ -165,8 +163,7 @@ func (v *Volume) spill() error {
 	return nil
 }
 
-// exchange puts a layer in the place of others, unless a position between those has come
-// to be kept.
+// exchange puts a layer in the place of others, unless a position between those has come to be kept.
 func (v *Volume) exchange(now *layer, before ...*layer) error {
 	v.mu.Lock()
 	i := slices.Index(v.layers, before[0])
@@ -211,8 +208,7 @@ type run struct {
 	into     *segment
 }
 
-// choose picks the segments of a layer that are the deadest, to free excess bytes, and small
-// ones, where they are many.
+// choose picks the segments of a layer that are the deadest, to free excess bytes, and small ones, where they are many.
 func choose(segments []*segment, live map[*segment]int64, size, excess int64) (runs []*run) {
 	small := 0
 	for _, s := range segments {
@@ -360,8 +356,7 @@ func (v *Volume) begin(r *run, needs uint64) error {
 	return err
 }
 
-// copyLive copies what a layer needs of the runs' segments, and returns the layer that it
-// becomes.
+// copyLive copies what a layer needs of the runs' segments, and returns the layer that it becomes.
 func (v *Volume) copyLive(l *layer, runs []*run) (*layer, error) {
 	of := map[uint32]*run{}
 	for _, r := range runs {

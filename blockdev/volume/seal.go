@@ -103,8 +103,7 @@ func (v *Volume) Sealed() (out []journal.AdoptedSegment) {
 	return out
 }
 
-// liveOf is how many bytes the parts of a segment's entries that are in use need: more than it
-// has, where those are many. Called with mu.
+// liveOf is how many bytes the parts of a segment's entries that are in use need: more than it has, where those are many. Called with mu.
 func (v *Volume) liveOf(s *segment) int64 {
 	live := v.open.usage().LiveIn(s.slot)
 	for _, l := range v.layers {
@@ -239,8 +238,7 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 	return nil
 }
 
-// letGo drops what was held for positions before the base that are released by now. Called
-// with tending.
+// letGo drops what was held for positions before the base that are released by now. Called with tending.
 func (v *Volume) letGo() {
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
@@ -251,8 +249,7 @@ func (v *Volume) letGo() {
 	v.cutFront()
 }
 
-// cutFront drops what lies before the base and before all kept positions. Called with
-// tending, syncing and mu, which it unlocks.
+// cutFront drops what lies before the base and before all kept positions. Called with tending, syncing and mu, which it unlocks.
 func (v *Volume) cutFront() {
 	oldest := v.ground.base
 	for p := range v.kept {
@@ -326,8 +323,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) {
 	})
 }
 
-// Grow makes the disk larger; what is new reads as zeros. The caller has made the size
-// durable before.
+// Grow makes the disk larger; what is new reads as zeros. The caller has made the size durable before.
 func (v *Volume) Grow(size int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
