@@ -112,5 +112,4 @@ func (v *Volume) Yield() {
 	if v.pressure.freed.Add(freed); err != nil {
 		v.cfg.Log.Warn("files of a journal that nothing needs any more are left", "dir", v.cfg.Dir, "err", err)
 	}
-	v.spares.Warm()
 }

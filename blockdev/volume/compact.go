@@ -36,6 +36,7 @@ func (v *Volume) tend() {
 	v.tending.Lock()
 	defer v.tending.Unlock()
 	v.Yield()
+	v.spares.Warm()
 	v.letGo()
 	err := v.joinLayers()
 	for gained := true; err == nil && gained && v.wants(); {

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grangemesh/grange/origin/content"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
@@ -61,6 +63,29 @@ func TestCompactionWithoutADescriptor(t *testing.T) {
 		expectSealed(t, v, 2*smallMax)
 		must(t, v.Close())
 	}
+}
+
+// TestIdleVolumeReadsNoSpares: what its node does now and then, for each volume, reads nothing
+// of the disk.
+func TestIdleVolumeReadsNoSpares(t *testing.T) {
+	cfg := smallSegments(create(t), nil)
+	v, err := Open(cfg)
+	must(t, err)
+	overwrite(t, v, 4)
+	cut(t, v, &cfg)
+	if len(spareFiles(t, cfg.Dir)) == 0 {
+		t.Fatal("there are no spares")
+	}
+	opened, err := unix.InotifyInit1(unix.IN_NONBLOCK)
+	must(t, err)
+	_, err = unix.InotifyAddWatch(opened, cfg.Dir, unix.IN_OPEN)
+	must(t, err)
+	v.Yield()
+	if n, err := unix.Read(opened, make([]byte, 4096)); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("a file was opened: %d bytes of events, %v", n, err)
+	}
+	must(t, unix.Close(opened))
+	must(t, v.Close())
 }
 
 // lowest is the number that the next file would get.
