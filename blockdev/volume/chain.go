@@ -35,7 +35,8 @@ type segment struct {
 	synced   bool    // as it is and will be, once another one follows
 	room     int64   // length of its file while that is longer: one that is used again
 	flushed  []place // ends of entries that were synced, for ReadSegments
-	replaced bool    // another one has its name
+	shadowed bool    // a merged one has its name, maybe in vain
+	replaced bool    // it has for good
 }
 
 // place is the end of an entry in a segment.
@@ -89,7 +90,7 @@ func (s *segment) spare() int64 {
 // nobody reads it any more. All those files may take room. A small one is of no use, and the
 // bytes of other volumes are none under a name of this one.
 func (v *Volume) discard(s *segment, room int64) (kept []journal.Spare, err error) {
-	if s.Volume == v.cfg.ID && s.size >= v.cfg.SegmentSize/2 {
+	if s.Volume == v.cfg.ID && !s.shadowed && s.size >= v.cfg.SegmentSize/2 {
 		if spare, ok := v.spares.Claim(s.size, room); ok {
 			return []journal.Spare{spare}, v.spares.Rename(v.path(s), spare)
 		}
@@ -111,5 +112,4 @@ func (v *Volume) Yield() {
 	if v.pressure.freed.Add(freed); err != nil {
 		v.cfg.Log.Warn("files of a journal that nothing needs any more are left", "dir", v.cfg.Dir, "err", err)
 	}
-	v.spares.Warm()
 }

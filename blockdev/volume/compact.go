@@ -20,8 +20,7 @@ const (
 	smallMax = 16
 )
 
-// tendSoon has somebody tend the journal beside, unless it is closed: Close waits for all who
-// have begun by then. Called with the turn, or mu.
+// tendSoon has somebody tend the journal beside, unless it is closed: Close waits for all who have begun by then. Called with the turn, or mu.
 func (v *Volume) tendSoon() {
 	if v.closed || v.cfg.ReadOnly || !v.tended.CompareAndSwap(false, true) {
 		return
@@ -37,10 +36,9 @@ func (v *Volume) tend() {
 	v.tending.Lock()
 	defer v.tending.Unlock()
 	v.Yield()
-	err := v.letGo()
-	if err == nil {
-		err = v.joinLayers()
-	}
+	v.spares.Warm()
+	v.letGo()
+	err := v.joinLayers()
 	for gained := true; err == nil && gained && v.wants(); {
 		if err = v.absorb(); err == nil {
 			err = v.joinLayers()
@@ -62,7 +60,7 @@ func (v *Volume) space() (taken, live int64) {
 	}
 	group, above := v.open.usage().Bytes, v.open
 	for _, l := range v.layers {
-		if v.kept[above.after] > 0 || v.based(above.after) {
+		if !v.joins(above) {
 			live, group = live+group, 0
 		}
 		group, above = max(group, l.usage().Bytes), l
@@ -95,8 +93,7 @@ func (v *Volume) absorb() error {
 	return v.flush(everything)
 }
 
-// joinLayers makes one of neighbouring layers between which no position is kept, and
-// spills what is too much for the memory.
+// joinLayers makes one of neighbouring layers between which no position is kept, and spills what is too much for the memory.
 func (v *Volume) joinLayers() error {
 	for {
 		v.mu.RLock()
@@ -123,10 +120,11 @@ func (v *Volume) joinLayers() error {
 
 // joint is the first layer that can be joined with the one under it, or -1. Called with mu.
 func (v *Volume) joint() int {
-	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], func(l *layer) bool {
-		return v.kept[l.after] == 0 && !v.based(l.after)
-	})
+	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], v.joins)
 }
+
+// joins reports whether a layer can be joined with one under it. Called with mu.
+func (v *Volume) joins(l *layer) bool { return v.kept[l.after] == 0 && !v.based(l.after) }
 
 // memory is what of it a layer may take that replaces others. Called with tending.
 func (v *Volume) memory(replaced ...*layer) int64 {
@@ -166,17 +164,17 @@ func (v *Volume) spill() error {
 	return nil
 }
 
-// exchange puts a layer in the place of others, unless a position between those has come
-// to be kept.
+// exchange puts a layer in the place of others, unless a position between those has come to be kept.
 func (v *Volume) exchange(now *layer, before ...*layer) error {
 	v.mu.Lock()
 	i := slices.Index(v.layers, before[0])
-	if v.closed || len(before) > 1 && v.joint() != i {
+	if v.closed || len(before) > 1 && !v.joins(before[0]) {
 		v.mu.Unlock()
 		return now.drop()
 	}
 	v.layers = slices.Replace(slices.Clone(v.layers), i, i+len(before), now)
-	return v.retire(nil, before)
+	v.retire(nil, before)
+	return nil
 }
 
 // wants reports whether the journal is to be made smaller.
@@ -211,8 +209,7 @@ type run struct {
 	into     *segment
 }
 
-// choose picks the segments of a layer that are the deadest, to free excess bytes, and small
-// ones, where they are many.
+// choose picks the segments of a layer that are the deadest, to free excess bytes, and small ones, where they are many.
 func choose(segments []*segment, live map[*segment]int64, size, excess int64) (runs []*run) {
 	small := 0
 	for _, s := range segments {
@@ -235,12 +232,13 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 		}
 	}
 	var open *run
+	most := min(size, journal.MergedMax*extents.EntryHeader) // of live bytes: no more ranges than one may have
 	for _, s := range segments {
 		if !chosen[s] {
 			open = nil
 			continue
 		}
-		if open == nil || open.live+live[s] > size || s.After.Number != open.segments[len(open.segments)-1].Number { // neighbours alone: what lies between would be lost
+		if open == nil || open.live+live[s] > most || s.After.Number != open.segments[len(open.segments)-1].Number { // neighbours alone: what lies between would be lost
 			open = new(run)
 			runs = append(runs, open)
 		}
@@ -309,6 +307,7 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 			if err == nil || r.into == nil {
 				continue
 			}
+			v.vacate(r.into)
 			if err = errors.Join(err, r.into.file.Close()); !r.into.sealed {
 				err = errors.Join(err, os.Remove(r.into.file.Name()))
 			}
@@ -358,8 +357,7 @@ func (v *Volume) begin(r *run, needs uint64) error {
 	return err
 }
 
-// copyLive copies what a layer needs of the runs' segments, and returns the layer that it
-// becomes.
+// copyLive copies what a layer needs of the runs' segments, and returns the layer that it becomes.
 func (v *Volume) copyLive(l *layer, runs []*run) (*layer, error) {
 	of := map[uint32]*run{}
 	for _, r := range runs {
@@ -393,13 +391,11 @@ func (v *Volume) replace(l, moved *layer, runs []*run) error {
 			}
 			return err
 		}
-		r.into.sealed, r.into.synced = true, true
+		r.into.sealed, r.into.synced, r.segments[len(r.segments)-1].shadowed = true, true, true
 	}
 	v.cfg.Step("renamed")
-	if err := durable.SyncDir(v.cfg.Dir); err != nil {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		return v.fail(err)
+	if err := v.stopped(durable.SyncDir(v.cfg.Dir)); err != nil {
+		return err // what was merged stands beside what it was made of
 	}
 	v.cfg.Step("synced")
 	v.mu.Lock()
@@ -413,5 +409,6 @@ func (v *Volume) replace(l, moved *layer, runs []*run) error {
 	}
 	i := slices.Index(v.layers, l)
 	v.layers = slices.Replace(slices.Clone(v.layers), i, i+1, moved)
-	return v.retire(dead, []*layer{l})
+	v.retire(dead, []*layer{l})
+	return nil
 }

@@ -8,16 +8,14 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// layer is the part of the map between two positions. All but the open one are frozen:
-// what changes them makes another layer.
+// layer is the part of the map between two positions. All but the open one are frozen: what changes them makes another layer.
 type layer struct {
 	after, through content.Position // the open layer has no end
 	mem            *extents.Map     // nil when it is spilled
 	disk           *extents.Spilled
 }
 
-// memoryMax bounds the extents of a volume that are in memory; beyond it layers are
-// spilled. It is some 6 GiB of writes of 4 KiB.
+// memoryMax bounds the extents of a volume that are in memory; beyond it layers are spilled. It is some 6 GiB of writes of 4 KiB.
 const memoryMax = 64 << 20
 
 // build makes a layer of extents: in memory, if it takes no more than room there.
@@ -52,8 +50,7 @@ func (l *layer) bytes() int64 {
 	return int64(len(l.disk.Index)) * 8
 }
 
-// at returns the extent that covers sector s, or the next one behind it. extents.ErrCold
-// says that this needs a wait which is not allowed.
+// at returns the extent that covers sector s, or the next one behind it. extents.ErrCold says that this needs a wait which is not allowed.
 func (l *layer) at(s uint64, wait bool) (extents.Extent, bool, error) {
 	if l.mem != nil {
 		e, ok := l.mem.At(s)
@@ -108,8 +105,7 @@ type view struct {
 	readers *readers
 }
 
-// locate says what covers the byte at off in the frozen layers, and how many bytes of
-// length it does; an extent without sectors is the ground.
+// locate says what covers the byte at off in the frozen layers, and how many bytes of length it does; an extent without sectors is the ground.
 func (w *view) locate(off int64, length int, wait bool) (extents.Extent, int, error) {
 	s := uint64(off / extents.SectorSize)
 	for _, l := range w.layers {
@@ -126,8 +122,7 @@ func (w *view) locate(off int64, length int, wait bool) (extents.Extent, int, er
 	return extents.Extent{}, length, nil
 }
 
-// covering cuts an extent found for sector s to what covers it; if it is the next one,
-// it has no sectors, and bounds the length.
+// covering cuts an extent found for sector s to what covers it; if it is the next one, it has no sectors, and bounds the length.
 func covering(e extents.Extent, ok bool, s uint64, length int) (extents.Extent, int) {
 	switch {
 	case !ok || e.Start >= s+uint64(length/extents.SectorSize):

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grangemesh/grange/origin/content"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
@@ -28,6 +30,61 @@ func TestFlushWithoutADescriptor(t *testing.T) {
 	}
 	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, extents.Unit), extents.Unit, false))
 	must(t, v.Flush(t.Context()))
+	must(t, v.Close())
+}
+
+// TestCompactionWithoutADescriptor has the process run out of them when merged segments have their
+// names: they stand beside what they were made of, and the next compaction begins anew.
+func TestCompactionWithoutADescriptor(t *testing.T) {
+	v := open(t, create(t), nil)
+	v.tended.Store(true) // what tends is called here
+	for i := range 2 * smallMax {
+		sealed(t, v, i)
+	}
+	var before syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before))
+	v.cfg.Step = func(name string) {
+		if name == "renamed" {
+			must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(lowest(t)), Max: before.Max}))
+		}
+	}
+	v.tend()
+	must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before))
+	v.cfg.Step = func(string) {}
+	if n := len(v.chain); n < 2*smallMax {
+		t.Fatalf("%d segments: nothing has failed", n)
+	}
+	crashed := open(t, killed(t, v.cfg.Dir), nil)
+	for _, v := range []*Volume{v, crashed} {
+		expectSealed(t, v, 2*smallMax)
+		if v.tend(); len(v.chain) > 2 || v.Stats().Failed != nil {
+			t.Errorf("%d segments are left: %v", len(v.chain), v.Stats().Failed)
+		}
+		expectSealed(t, v, 2*smallMax)
+		must(t, v.Close())
+	}
+}
+
+// TestIdleVolumeReadsNoSpares: what its node does now and then, for each volume, reads nothing
+// of the disk.
+func TestIdleVolumeReadsNoSpares(t *testing.T) {
+	cfg := smallSegments(create(t), nil)
+	v, err := Open(cfg)
+	must(t, err)
+	overwrite(t, v, 4)
+	cut(t, v, &cfg)
+	if len(spareFiles(t, cfg.Dir)) == 0 {
+		t.Fatal("there are no spares")
+	}
+	opened, err := unix.InotifyInit1(unix.IN_NONBLOCK)
+	must(t, err)
+	_, err = unix.InotifyAddWatch(opened, cfg.Dir, unix.IN_OPEN)
+	must(t, err)
+	v.Yield()
+	if n, err := unix.Read(opened, make([]byte, 4096)); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("a file was opened: %d bytes of events, %v", n, err)
+	}
+	must(t, unix.Close(opened))
 	must(t, v.Close())
 }
 

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// What is free of the disk under a volume, as a share of it, decides how writes go. Flushes,
-// reads, zeroes and discards always pass.
+// What is free of the disk under a volume, as a share of it, decides how writes go. Flushes, reads, zeroes and discards always pass.
 const (
 	// compactBelow has the journal compacted as far as that gives anything.
 	compactBelow = 0.20
@@ -16,8 +15,7 @@ const (
 	slowBelow = 0.10
 	// stopBelow has them wait, and fail in the end.
 	stopBelow = 0.05
-	// spaceWait is how long a write waits for space: half of what the kernel's block layer
-	// gives a request by default.
+	// spaceWait is how long a write waits for space: half of what the kernel's block layer gives a request by default.
 	spaceWait = 30 * time.Second
 	// spaceLook is how often a write that waits looks again.
 	spaceLook = 100 * time.Millisecond

@@ -51,8 +51,7 @@ func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	return true
 }
 
-// pieceMax is how much is read at a time to be passed on: what a processor keeps
-// close by.
+// pieceMax is how much is read at a time to be passed on: what a processor keeps close by.
 const pieceMax = 128 << 10
 
 // locate says what covers the byte at off in all layers; see view. Called with mu.
@@ -71,8 +70,7 @@ func (v *Volume) openAt(off int64, length int) (extents.Extent, int) {
 	return covering(e, ok, s, length)
 }
 
-// readers are the reads under way that don't hold mu and began between two changes of the
-// view, whose files are closed only after them.
+// readers are the reads under way that don't hold mu and began between two changes of the view, whose files are closed only after them.
 type readers struct {
 	sync.WaitGroup
 	before <-chan struct{} // closed when those of earlier ones are done
@@ -155,8 +153,7 @@ func (v *Volume) fill(w view, pieces []piece) (misses []root.Piece, err error) {
 	return misses, nil
 }
 
-// readExtent fills p, which begins where e does and is within it. The segments are those of
-// a view that is pinned.
+// readExtent fills p, which begins where e does and is within it. The segments are those of a view that is pinned.
 func (v *Volume) readExtent(slots []*segment, e extents.Extent, p []byte, wait bool) error {
 	if e.Zeros() {
 		clear(p)

@@ -103,14 +103,13 @@ func (v *Volume) Sealed() (out []journal.AdoptedSegment) {
 	return out
 }
 
-// liveOf is how many bytes of a segment are in use: at most all, though to take the parts
-// of its entries out may need more. Called with mu.
+// liveOf is how many bytes the parts of a segment's entries that are in use need: more than it has, where those are many. Called with mu.
 func (v *Volume) liveOf(s *segment) int64 {
 	live := v.open.usage().LiveIn(s.slot)
 	for _, l := range v.layers {
 		live += l.usage().LiveIn(s.slot)
 	}
-	return min(live, s.size)
+	return live
 }
 
 // Keep has a position stay readable until as many calls of Release as of Keep and Seal: layers are not joined
@@ -235,25 +234,23 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 		return fmt.Errorf("rebase: %w", v.gone(base))
 	}
 	v.ground = &ground{Root: root.Root{Source: src, Size: size, ChunkSize: chunkSize}, base: base, older: v.ground}
-	return v.cutFront()
+	v.cutFront()
+	return nil
 }
 
-// letGo drops what was held for positions before the base that are released by now. Called
-// with tending.
-func (v *Volume) letGo() error {
+// letGo drops what was held for positions before the base that are released by now. Called with tending.
+func (v *Volume) letGo() {
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
-	v.mu.Lock()
-	if v.closed || v.ground.older == nil {
+	if v.mu.Lock(); v.closed || v.ground.older == nil {
 		v.mu.Unlock()
-		return nil
+		return
 	}
-	return v.cutFront()
+	v.cutFront()
 }
 
-// cutFront drops what lies before the base and before all kept positions. Called with
-// tending, syncing and mu, which it unlocks.
-func (v *Volume) cutFront() error {
+// cutFront drops what lies before the base and before all kept positions. Called with tending, syncing and mu, which it unlocks.
+func (v *Volume) cutFront() {
 	oldest := v.ground.base
 	for p := range v.kept {
 		if p.Seq < oldest.Seq {
@@ -281,12 +278,13 @@ func (v *Volume) cutFront() error {
 	if v.open.after.Seq < g.base.Seq {
 		v.open.after = g.base
 	}
-	return v.retire(dead, went)
+	v.retire(dead, went)
 }
 
 // retire removes files that nobody looks into from now on; they are closed beside, once
-// those who still do are done. Called with mu, which it unlocks.
-func (v *Volume) retire(segments []*segment, layers []*layer) error {
+// those who still do are done. What can't be removed is left to the next start. Called with
+// mu, which it unlocks.
+func (v *Volume) retire(segments []*segment, layers []*layer) {
 	old := v.readers
 	v.readers = newReaders(old.done)
 	room := v.spareRoom()
@@ -308,7 +306,6 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		v.cfg.Step("removed")
 	}
 	v.work.Go(func() {
-		var errs []error
 		old.drain()
 		for _, s := range segments {
 			errs = append(errs, s.file.Close())
@@ -316,6 +313,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		for _, l := range layers {
 			errs = append(errs, l.drop())
 		}
+		v.vacate(segments...)
 		errs = append(errs, v.spares.Keep(spares))
 		v.spares.Warm()
 		if err := errors.Join(errs...); err != nil {
@@ -323,11 +321,9 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		}
 		close(old.done)
 	})
-	return errors.Join(errs...)
 }
 
-// Grow makes the disk larger; what is new reads as zeros. The caller has made the size
-// durable before.
+// Grow makes the disk larger; what is new reads as zeros. The caller has made the size durable before.
 func (v *Volume) Grow(size int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -75,8 +75,7 @@ func (v *Volume) following(after content.Position) (s *segment, from, end place)
 	return s, from, end
 }
 
-// walk moves from on to the entry behind seq, and end back to where the bytes between are
-// no more than most, but at least one entry.
+// walk moves from on to the entry behind seq, and end back to where the bytes between are no more than most, but at least one entry.
 func (s *segment) walk(from, end place, seq uint64, most int64) (place, place, error) {
 	if from.seq == seq && end.off-from.off <= most || s.Merged > 0 {
 		return from, end, nil

@@ -132,6 +132,30 @@ func TestAdoptRefuses(t *testing.T) {
 	must(t, v.Close())
 }
 
+// TestAdoptBesideCompaction has the parent's journal made smaller once the first segment is there.
+func TestAdoptBesideCompaction(t *testing.T) {
+	v := open(t, create(t), nil)
+	v.tended.Store(true) // what tends is called here
+	for i := range 2 * smallMax {
+		sealed(t, v, i)
+	}
+	must(t, v.Keep(v.End()))
+	dir := filepath.Join(t.TempDir(), "v")
+	must(t, Create(dir, testID()))
+	must(t, journal.Adopt(dir, testID(), v.Sealed(), func(step string) {
+		if step != "adopted" {
+			return
+		}
+		if v.tend(); len(v.chain) > 2 {
+			t.Errorf("%d segments: nothing was compacted", len(v.chain))
+		}
+	}))
+	must(t, v.Close())
+	fork := open(t, dir, nil)
+	expectSealed(t, fork, 2*smallMax)
+	must(t, fork.Close())
+}
+
 // far is another place, that counts, and fails while it is to.
 type far struct {
 	calls atomic.Int32

@@ -123,3 +123,23 @@ func TestSegmentFilesAreUsedAgain(t *testing.T) {
 		must(t, v.Close())
 	}
 }
+
+// TestASpareThatIsNoUse has the file of a spare gone when its turn comes: the segment gets a new
+// one, and no guest hears of it.
+func TestASpareThatIsNoUse(t *testing.T) {
+	cfg := smallSegments(create(t), nil)
+	v, err := Open(cfg)
+	must(t, err)
+	overwrite(t, v, 4)
+	cut(t, v, &cfg)
+	left := spareFiles(t, cfg.Dir)
+	for _, name := range left {
+		must(t, os.Remove(filepath.Join(cfg.Dir, name)))
+	}
+	want := overwrite(t, v, 2)
+	if len(left) == 0 || v.spares.Bytes() > sparesMax*cfg.SegmentSize {
+		t.Errorf("kept were %q, and are %d bytes", left, v.spares.Bytes())
+	}
+	expect(t, v, want, 0, int64(len(want)))
+	must(t, v.Close())
+}

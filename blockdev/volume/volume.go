@@ -103,6 +103,7 @@ type Volume struct {
 	open     *layer
 	chain    []*segment // the journal, by number
 	tail     *segment   // the last one, while it is open
+	vacant   []uint32   // slots that nobody looks into
 	number   uint64     // of the last segment that there was
 	seq      uint64     // of the last entry
 	size     int64      // of the disk

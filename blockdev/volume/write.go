@@ -41,8 +41,7 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	return nil
 }
 
-// TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment
-// is left to WriteAt.
+// TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment is left to WriteAt.
 func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 	var bytes int64
 	for _, w := range ws[:min(len(ws), batchMax)] {
@@ -65,8 +64,7 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 	return v.tryCommit(lent[:n])
 }
 
-// tryCommit appends those changes that the open segment has room for, if that needs no wait,
-// and returns how many.
+// tryCommit appends those changes that the open segment has room for, if that needs no wait, and returns how many.
 func (v *Volume) tryCommit(lent []*change) int {
 	if !v.turns.try() {
 		return 0
@@ -83,8 +81,7 @@ func (v *Volume) tryCommit(lent []*change) int {
 	return done
 }
 
-// TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
-// the kernel's own. A new segment is left to WriteAt.
+// TryWriteFrom implements blockdev.Device: an append to a file needs no wait but the kernel's own. A new segment is left to WriteAt.
 func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	if n > journal.WriteMax || v.turns.busy() || !v.admitted(int64(n)) { // one that waits is not overtaken
 		return false
@@ -138,8 +135,7 @@ func (v *Volume) writable() error {
 	return v.failed
 }
 
-// commit appends changes to the open segment, and returns how many it has; err is what
-// keeps the others from it. Called with the turn.
+// commit appends changes to the open segment, and returns how many it has; err is what keeps the others from it. Called with the turn.
 func (v *Volume) commit(batch []*change) (done int, err error) {
 	if err := v.writable(); err != nil {
 		return 0, err
@@ -184,8 +180,7 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 	return done, err
 }
 
-// cutBack removes what is left behind the end of a segment, of a failed write or of what its
-// file was before.
+// cutBack removes what is left behind the end of a segment, of a failed write or of what its file was before.
 func (v *Volume) cutBack(s *segment, end int64) {
 	err := s.file.Truncate(end)
 	v.mu.Lock()
@@ -195,8 +190,7 @@ func (v *Volume) cutBack(s *segment, end int64) {
 	}
 }
 
-// refused says what a failed write means to a guest, and of a full disk, once, to the
-// log.
+// refused says what a failed write means to a guest, and of a full disk, once, to the log.
 func (v *Volume) refused(err error) error {
 	if !durable.IsFull(err) {
 		return err
@@ -279,23 +273,34 @@ func (v *Volume) add(s *segment) {
 	v.chain, v.number = append(v.chain, s), s.Number
 }
 
-// place gives a segment a slot. Slots are not used again, so that a reader may keep to
-// what it has seen. Called with mu.
-func (v *Volume) place(s *segment) uint32 {
+// place gives a segment a slot: all that is counted by slot is as long as there were slots at once. Called with mu.
+func (v *Volume) place(s *segment) (slot uint32) {
+	if n := len(v.vacant); n > 0 {
+		slot, v.vacant = v.vacant[n-1], v.vacant[:n-1]
+		v.slots[slot] = s
+		return slot
+	}
 	v.slots = append(v.slots, s)
 	return uint32(len(v.slots) - 1)
 }
 
-// fail stops the volume: what a failed sync has dropped is not known, and trying
-// again would report success for it. Called with mu.
+// vacate gives back the slots of segments into which nobody looks any more.
+func (v *Volume) vacate(segments ...*segment) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range segments {
+		v.slots[s.slot], v.vacant = nil, append(v.vacant, s.slot)
+	}
+}
+
+// fail stops the volume: what a failed sync has dropped is not known, and trying again would report success for it. Called with mu.
 func (v *Volume) fail(err error) error {
 	v.failed = fmt.Errorf("the journal could not be synced, and the volume has stopped: %w", err)
 	v.cfg.Log.Error("volume stopped", "dir", v.cfg.Dir, "err", err)
 	return v.failed
 }
 
-// Flush implements blockdev.Device. Calls at once share a sync, and a call of
-// Config.Persist.
+// Flush implements blockdev.Device. Calls at once share a sync, and a call of Config.Persist.
 func (v *Volume) Flush(ctx context.Context) error {
 	v.mu.RLock()
 	target := v.written
@@ -329,8 +334,7 @@ func (v *Volume) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Distrust has each flush that begins later ask Config.Persist anew, whatever was flushed
-// before: it stands for another place by now.
+// Distrust has each flush that begins later ask Config.Persist anew, whatever was flushed before: it stands for another place by now.
 func (v *Volume) Distrust() { v.doubts.Add(1) }
 
 // everything is the target of a flush that has all in its files durable, tables too.
@@ -388,19 +392,26 @@ func (v *Volume) due() due {
 
 // carry makes durable what is due. Called with syncing.
 func (v *Volume) carry(d due) error {
-	err := v.sync(d.segments, d.newNames)
-	if err == nil {
-		v.note(d.end)
-		v.carried(d)
-		v.cfg.Advanced()
-		v.take()
-		defer v.turns.pass()
-		v.mark()
-		return nil
+	if err := v.stopped(v.sync(d.segments, d.newNames)); err != nil {
+		return err
 	}
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		// The folder could not even be opened, so no sync of it has failed.
-		return fmt.Errorf("this process has too many files open; the next flush tries again: %w", err)
+	v.note(d.end)
+	v.carried(d)
+	v.cfg.Advanced()
+	v.take()
+	defer v.turns.pass()
+	v.mark()
+	return nil
+}
+
+// stopped says what a failed sync means: nothing for none. A folder that could not even be
+// opened was not synced, and so no sync of it has failed.
+func (v *Volume) stopped(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return fmt.Errorf("this process has too many files open; that is tried again: %w", err)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -416,8 +427,7 @@ func (v *Volume) carried(d due) {
 	v.newNames = v.newNames && v.number != d.end.Number
 }
 
-// settle marks segments as synced that don't grow any more, and where the other one
-// ends. Called with mu.
+// settle marks segments as synced that don't grow any more, and where the other one ends. Called with mu.
 func (v *Volume) settle(d due) {
 	for _, s := range d.sealed {
 		s.synced = true
@@ -457,8 +467,7 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 	return durable.SyncDir(v.cfg.Dir)
 }
 
-// Zero implements blockdev.Device. The zeros take one entry however long they
-// are.
+// Zero implements blockdev.Device. The zeros take one entry however long they are.
 func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
 	kind := byte(journal.KindZero)
 	if keep {

@@ -53,22 +53,31 @@ func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment, step func
 		return fmt.Errorf("adopt: %w", err)
 	}
 	step(stepBegun)
-	for i, s := range segments {
+	for i, s := range segments { // before any is read, which takes long: compaction removes them meanwhile
 		ref := s.Ref
 		if i > 0 && ref.After != segments[i-1].Ref.Through {
 			return fmt.Errorf("adopt segment %d: %w: it follows entry %d, and the one before ends with another", ref.Through.Number, content.ErrCorrupt, ref.After.Seq)
 		}
-		if err := s.place(filepath.Join(dir, Header{Epoch: ref.Epoch, Number: ref.Through.Number}.Name())); err != nil {
-			return fmt.Errorf("adopt segment %d: %w", ref.Through.Number, err)
+		if s.Path != "" {
+			_ = os.Link(s.Path, s.in(dir)) // or it is copied
+		}
+	}
+	for _, s := range segments {
+		if err := s.place(s.in(dir)); err != nil {
+			return fmt.Errorf("adopt segment %d: %w", s.Ref.Through.Number, err)
 		}
 		step(stepPlaced)
 	}
 	return durable.SyncDir(dir)
 }
 
+func (s AdoptedSegment) in(dir string) string {
+	return filepath.Join(dir, Header{Epoch: s.Ref.Epoch, Number: s.Ref.Through.Number}.Name())
+}
+
 // place puts the segment at path, whole and synced.
 func (s AdoptedSegment) place(path string) error {
-	if s.Path == "" || os.Link(s.Path, path) != nil {
+	if _, err := os.Stat(path); err != nil {
 		if err := s.copy(path); err != nil {
 			return err
 		}

@@ -52,8 +52,8 @@ func (m *Merger) Add(e extents.Extent) (extents.Extent, error) {
 	SumUnits(b[extents.EntryHeader:x.DataOffset()], b[x.DataOffset():])
 	x.Seal(m.seed, b)
 	now := x.Extent(0, m.Off, b[extents.EntryHeader:])
-	if len(m.table.Extents) == mergedMax {
-		return extents.Extent{}, fmt.Errorf("merge of more than %d ranges: %w: take less of the journal at a time", mergedMax, content.ErrInvalid)
+	if len(m.table.Extents) == MergedMax {
+		return extents.Extent{}, fmt.Errorf("merge of more than %d ranges: %w: take less of the journal at a time", MergedMax, content.ErrInvalid)
 	}
 	m.table.Extents = append(m.table.Extents, now)
 	return now, m.write(b)

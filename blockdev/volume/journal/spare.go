@@ -133,7 +133,7 @@ func (x *Spares) Warm() {
 }
 
 // Open gives a spare a segment's name, and returns the file and its length: 0 for a file
-// that is new, as no spare was there, or none is to be used again. Its bytes are not those of
+// that is new, as no spare was there that is of use, or none is to be used again. Its bytes are not those of
 // the segment yet.
 func (x *Spares) Open(h Header, again bool) (f *os.File, size int64, err error) {
 	path := filepath.Join(x.Dir, h.Name())
@@ -141,17 +141,17 @@ func (x *Spares) Open(h Header, again bool) (f *os.File, size int64, err error) 
 	if again {
 		s, again = x.take()
 	}
-	if !again {
-		f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-		return f, 0, err
+	if again {
+		linked := os.Link(s.path, path) == nil // which a name that is taken refuses
+		if err = x.remove(s); linked && err == nil {
+			if f, err = os.OpenFile(path, os.O_RDWR, 0); err == nil {
+				return f, s.size, nil
+			}
+		}
+		if linked {
+			_ = os.Remove(path) // else it is there for the next line
+		}
 	}
-	err = os.Link(s.path, path) // which a name that is taken refuses
-	linked := err == nil
-	if err = errors.Join(err, x.remove(s)); err == nil {
-		f, err = os.OpenFile(path, os.O_RDWR, 0)
-	}
-	if err != nil && linked {
-		err = errors.Join(err, os.Remove(path))
-	}
-	return f, s.size, err
+	f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	return f, 0, err
 }

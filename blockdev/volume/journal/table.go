@@ -18,8 +18,8 @@ const (
 	// TableMax bounds the extents of a segment's table: 4 MiB. One that was split more
 	// often has none, and is read whole.
 	TableMax = 1 << 17
-	// mergedMax bounds those of a merged segment: 32 MiB, which a start holds in memory.
-	mergedMax = 1 << 20
+	// MergedMax bounds those of a merged segment: 32 MiB, which a start holds in memory.
+	MergedMax = 1 << 20
 )
 
 // Table is what a segment that is full has changed: its extents that no later entry of
@@ -61,7 +61,7 @@ func ReadTable(f *os.File, seed uint32, size int64) (t Table, off int64, err err
 	}
 	off = int64(binary.LittleEndian.Uint64(foot[:]))
 	if string(foot[8:12]) != tableMagic || off < HeaderSize || off > size-TableHeader-TableFooter ||
-		size-off > TableHeader+mergedMax*RecordSize+TableFooter {
+		size-off > TableHeader+MergedMax*RecordSize+TableFooter {
 		return t, 0, ErrNoTable
 	}
 	b := make([]byte, size-off)
@@ -78,7 +78,7 @@ func decodeTable(seed uint32, b []byte, off int64) (t Table, err error) {
 		return Table{}, ErrNoTable
 	}
 	n := int(binary.LittleEndian.Uint32(b[4:]))
-	if n > mergedMax || len(b) != TableHeader+n*RecordSize+TableFooter || int64(binary.LittleEndian.Uint64(b[len(b)-TableFooter:])) != off {
+	if n > MergedMax || len(b) != TableHeader+n*RecordSize+TableFooter || int64(binary.LittleEndian.Uint64(b[len(b)-TableFooter:])) != off {
 		return Table{}, ErrNoTable
 	}
 	t = Table{Seq: binary.LittleEndian.Uint64(b[8:]), Extents: make([]extents.Extent, n)}
