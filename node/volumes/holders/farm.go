@@ -189,8 +189,7 @@ func (g *Guard) toOrigin(ctx context.Context, upTo content.Position, named bool)
 	return g.owner.Revise(ctx, func(v *catalog.Volume) error { v.Dismiss(); return nil })
 }
 
-// Changed has whom the record names by now asked at once: flushes that wait for others wait for
-// them no more.
+// Changed has whom the record names by now asked at once: flushes that wait for others wait for them no more.
 func (g *Guard) Changed() {
 	if _, j := g.now(); j != nil {
 		_, _ = g.follow(j.End().Seq) // a policy that is none fails each flush

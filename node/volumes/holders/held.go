@@ -238,8 +238,7 @@ func (h *held) beginSegment(m wire.Extend) error {
 // newSuffix ends the name of a segment until the one before it is durable.
 const newSuffix = ".new"
 
-// follows fails unless a segment is the next one: errGap when something is missing
-// before it. Called with mu.
+// follows fails unless a segment is the next one: errGap when something is missing before it. Called with mu.
 func (h *held) follows(next journal.Header, m wire.Extend) error {
 	own := next.Volume == h.id
 	if !own && !slices.Contains(h.note.ancestors, next.Volume) || next.Epoch == m.Epoch && !own {

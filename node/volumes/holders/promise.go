@@ -393,9 +393,8 @@ func (h *held) linked(i int) error {
 	return nil
 }
 
-// loadLast takes away what a loss of power may have left of an entry, or in its place, at
-// the end of the last segment, and all of a merged one that is not whole: then there is
-// another one to look at.
+// loadLast takes away what a loss of power may have left of an entry, or in its place, at the end of the last
+// segment, and all of a merged one that is not whole: then there is another one to look at.
 func (h *held) loadLast(s *segment) (again bool, err error) {
 	if err := h.reopen(s); err != nil {
 		return false, err

@@ -260,9 +260,8 @@ func (s Said) frees(id content.VolumeID, c wire.Claim) bool {
 	return !s.Holder && s.Epoch >= c.Epoch
 }
 
-// Sweep lets go of what records say is not needed any more, of volumes that nobody has
-// spoken of for a while: record looks one up, by its name, for sure. An error keeps what is
-// held. It returns how many volumes went.
+// Sweep lets go of what records say is not needed any more, of volumes that nobody has spoken of for a while:
+// record looks one up, by its name, for sure. An error keeps what is held. It returns how many volumes went.
 func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Context, string) (Said, error)) (went int) {
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.volumes))

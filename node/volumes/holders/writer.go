@@ -120,9 +120,8 @@ func NewWriter(cfg WriterConfig, floor uint64) *Writer {
 	}
 }
 
-// Run follows the holders until ctx ends, or the volume was taken over: then it fails
-// with ErrFenced, as all flushes do from then on; with ErrClosed where it is this node's
-// under a later epoch.
+// Run follows the holders until ctx ends, or the volume was taken over: then it fails with ErrFenced, as all
+// flushes do from then on; with ErrClosed where it is this node's under a later epoch.
 func (w *Writer) Run(ctx context.Context, j Journal) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
@@ -315,9 +314,8 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Persist is what a volume.Config has. ErrUnavailable means that too few holders could be
-// reached or filled, see FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is
-// not whom to ask any more.
+// Persist is what a volume.Config has. ErrUnavailable means that too few holders could be reached or filled,
+// see FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is not whom to ask any more.
 func (w *Writer) Persist(ctx context.Context, upTo content.Position) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, FillWait, context.DeadlineExceeded)
 	defer cancel()
