@@ -109,6 +109,7 @@ type Guard struct {
 	journal Journal
 	began   uint64  // its end when it was opened, see Owner
 	since   uint64  // epoch of the first writer
+	floor   uint64  // flushes were asked for up to there, under whatever policy and epoch
 	writer  *Writer // nil while no holder is asked for
 	stop    func()  // ends it
 	closed  bool
@@ -247,6 +248,7 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	alone := body.Degrade == catalog.PolicyLocal
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.floor = max(g.floor, floor)
 	if g.writer != nil && (k == 0 || sure && g.writer.cfg.Claim != claim || !g.writer.expects(body)) {
 		g.end()
 	}
@@ -261,7 +263,7 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	case g.writer == nil && !sure:
 		return nil, fmt.Errorf("%w: whether volume %s is this node's still is not known, and nobody is asked to hold it before", content.ErrUnavailable, g.owner.Name())
 	case g.writer == nil:
-		g.start(body, claim, floor)
+		g.start(body, claim)
 	default:
 		g.writer.Want(k, alone)
 	}
@@ -270,13 +272,13 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 }
 
 // start starts a writer. Called with mu.
-func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
+func (g *Guard) start(body catalog.Volume, claim wire.Claim) {
 	g.since = cmp.Or(g.since, claim.Epoch)
 	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
 		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Met: &g.met, Name: g.owner.Name(), Ancestors: journal.Ancestors(g.journal.Sealed(), body.ID), K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
-	}, floor)
+	}, g.floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	w, j, log, name := g.writer, g.journal, g.farm.Log, g.owner.Name()
@@ -285,7 +287,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 		close(done)
 		switch {
 		case errors.Is(err, content.ErrClosed): // another comes in its place
-			_, _ = g.follow(w.flushed())
+			_, _ = g.follow(0)
 		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
 			if g.owner.Outdated != nil && errors.As(err, new(outdated)) {

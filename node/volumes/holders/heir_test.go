@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -197,6 +199,56 @@ func TestTheWritersOwnDiskIsDamaged(t *testing.T) {
 		}
 		if held, _, err := w.members[1].tell(w.members[0].Peer, wire.Status{Claim: wire.Claim{Volume: theVolume}}); err != nil || held.End() != l.End() {
 			t.Errorf("%v, and it has %+v, want all up to %v", err, held, l.End())
+		}
+		m.g.Close()
+		for _, m := range w.members {
+			_ = m.Close()
+		}
+	})
+}
+
+// TestEpochsWithoutAFlush: a volume that nobody flushes gets one epoch after another, as those
+// who were about to take it over do not come. Who is named in place of a lost holder has all of it.
+func TestEpochsWithoutAFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, k: 2, cut: map[[2]int]bool{}, away: map[int]bool{}, began: map[uint64][]uint64{}}
+		w.record = catalog.Volume{ID: theVolume, Epoch: 1, Incarnation: 7, Policy: "farm:2"}
+		for range 4 {
+			w.members = append(w.members, &modelMember{someone("north"), newDisk(t)})
+		}
+		l := newLine(theVolume)
+		m := w.start(0, l)
+		for i := range uint64(200) {
+			l.write(1, i)
+		}
+		if err := m.g.Persist(t.Context(), l.End()); err != nil {
+			t.Fatal(err)
+		}
+		holders := slices.Clone(w.said().Holders)
+		at := func(k trust.PublicKey) int { return slices.Index(w.keys(-1), k) }
+		for i, m := range w.members[1:] {
+			if !slices.Contains(holders, m.Identity.Key) {
+				w.members[i+1].fail = func(s step) error { // it promises, and has no room
+					if s == stepBegun {
+						return content.ErrNoSpace
+					}
+					return nil
+				}
+			}
+		}
+		for round := range 2 {
+			w.mu.Lock()
+			w.cut[[2]int{0, at(holders[1])}] = round > 0
+			c := wire.Claim{Volume: theVolume, Epoch: w.record.Epoch + 1, Incarnation: 99}
+			w.mu.Unlock()
+			w.members[at(holders[0])].must(w.members[3].Peer, wire.Promise{Claim: c, Name: "web1"})
+			wait(t.Context(), time.Minute)
+			if now := w.said(); now.Epoch <= c.Epoch {
+				t.Fatalf("epoch %d, and %d was promised", now.Epoch, c.Epoch)
+			}
+		}
+		if now := w.said().Holders; !slices.Equal(now, holders) {
+			t.Errorf("a member that has nothing is named: %d in place of %d", at(now[1]), at(holders[1]))
 		}
 		m.g.Close()
 		for _, m := range w.members {

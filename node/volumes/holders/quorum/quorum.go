@@ -311,7 +311,7 @@ func (s *State) reach() uint64 {
 }
 
 func (s *State) reachOf(r Record) uint64 {
-	if r.Degraded && s.now.Sub(s.confirmed) < aloneFor {
+	if r.Degraded && s.lone && s.now.Sub(s.confirmed) < aloneFor {
 		return s.flushing // which this node has
 	}
 	if len(r.Holders) < s.k {
