@@ -48,9 +48,9 @@ func (w *world) heir(at int, lane Lane) *Farm {
 }
 
 // merged are the first segments of a line as compaction leaves them.
-func merged(t *testing.T, l *line, n int) wire.Extend {
+func merged(t *testing.T, l *line, n int, needs ...uint64) wire.Extend {
 	s, b := l.segs[n-1], new(bytes.Buffer)
-	m, err := journal.NewMerger(journal.Header{Volume: l.id, Epoch: s.epoch, Number: s.number, After: l.segs[0].after, Merged: s.end().Seq, Needs: s.end().Seq}, b)
+	m, err := journal.NewMerger(journal.Header{Volume: l.id, Epoch: s.epoch, Number: s.number, After: l.segs[0].after, Merged: s.end().Seq, Needs: max(s.end().Seq, slices.Max(append(needs, 0)))}, b)
 	if err == nil {
 		_, err = m.Add(extents.Extent{Start: 0, N: 64})
 	}
@@ -255,4 +255,51 @@ func TestEpochsWithoutAFlush(t *testing.T) {
 			_ = m.Close()
 		}
 	})
+}
+
+// TestWhatIsMergedIsNotWhole: a holder has a merged segment, and not yet what made entries of that
+// needless. It has what comes before, by what it says and for an heir.
+func TestWhatIsMergedIsNotWhole(t *testing.T) {
+	w, l := heirs(t, 3), newLine(theVolume)
+	l.write(1, 1)
+	l.roll(1)
+	l.write(1, 2)
+	l.roll(1)
+	l.write(1, 3)
+	first := l.pieceOf(claim(1), 0, 0)
+	l.segs = l.segs[1:]
+	second := merged(t, l, 1, 3)
+	second.Before = int64(len(first.Bytes))
+	w.gives(0, claim(1), first, second)
+	if held := w.members[0].must(w.members[0].Peer, wire.Status{Claim: claim(1)}); held.End().Seq != 1 {
+		t.Errorf("it says that it has up to entry %d, and entry 3 is missing, by which some of 2 is needless", held.End().Seq)
+	}
+	r := catalog.Volume{ID: theVolume, Epoch: 1, Policy: "farm:1", Holders: w.keys(-1)[:1]}
+	in, err := w.heir(1, modelLane{w, 1}).Inherit(t.Context(), "web1", r, 7, filepath.Join(t.TempDir(), "in"))
+	if err != nil || len(in.Segments) != 1 || in.Segments[0].Ref.Through.Seq != 1 {
+		t.Errorf("%v, inherited %+v, want entry 1", err, in.Segments)
+	}
+}
+
+// TestMergedWhileItWasAway: a holder got a part of a segment's first entry, and was away while the
+// segment was merged, as that of a volume that goes on alone may be. It takes the merged one.
+func TestMergedWhileItWasAway(t *testing.T) {
+	l, d, who := newLine(theVolume), newDisk(t), someone("north")
+	for i := range uint64(20) {
+		l.write(1, i)
+	}
+	part := l.pieceOf(claim(1), 0, 0)
+	part.Bytes, part.Seq = part.Bytes[:journal.HeaderSize+7], 0
+	d.must(who, wire.Promise{Claim: claim(1), Name: "web1", Begin: true})
+	d.must(who, part)
+	d.must(who, wire.Promise{Claim: claim(1), Name: "web1"})
+	whole := merged(t, l, 1)
+	whole.Claim = claim(1)
+	if held := d.must(who, whole); held != nil {
+		t.Errorf("it has up to %v only", held.End())
+	}
+	if held := d.must(who, wire.Status{Claim: claim(1)}); held.End() != l.End() {
+		t.Errorf("it has up to %v, want %v", held.End(), l.End())
+	}
+	_ = d.Close()
 }

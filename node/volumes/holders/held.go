@@ -341,18 +341,23 @@ func (h *held) status() (*wire.Held, []byte, error) {
 	return h.said(), nil, nil
 }
 
-// said is what a holder says of itself. Called with mu.
+// said is what a holder says of itself: of what is merged nothing before it has what that needs. Called with mu.
 func (h *held) said() *wire.Held {
 	heard := h.spoken
 	if heard.IsZero() {
 		heard = h.store.opened
 	}
 	out := &wire.Held{Claim: h.note.claim, Base: h.note.base, Quiet: time.Since(heard).Truncate(time.Millisecond)}
+	needs, whole := uint64(0), 0
 	for _, s := range h.chain {
 		if end := s.end(); end.off > 0 {
 			out.Segments = append(out.Segments, content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: content.Position{Number: s.Number, Seq: end.seq}, Bytes: end.off})
+			if needs = max(needs, s.Needs); end.seq >= needs {
+				whole = len(out.Segments)
+			}
 		}
 	}
+	out.Segments = out.Segments[:whole]
 	return out
 }
 

@@ -103,17 +103,13 @@ type source struct {
 	held   wire.Held
 }
 
-func (x *heir) ask(ctx context.Context, m trust.PublicKey, q wire.Message) (*wire.Held, []byte, error) {
-	return asked{x.Lane, identity.PeerID(m)}.ask(ctx, q)
-}
-
 // holders asks all that the record names at once.
 func (x *heir) holders(ctx context.Context, q wire.Message) (all []source, errs []error) {
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	for _, m := range x.record.Holders {
 		work.Go(func() {
-			held, _, err := x.ask(ctx, m, q)
+			held, _, err := asked{x.Lane, identity.PeerID(m)}.ask(ctx, q)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -195,7 +191,6 @@ func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSeg
 	if err != nil {
 		return nil, err
 	}
-	needs := uint64(0)
 	x.merged = map[string]bool{}
 	for _, s := range wanted {
 		path := filepath.Join(x.dir, fmt.Sprintf("%s-%016x", s.Volume, s.Through.Number))
@@ -203,11 +198,8 @@ func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSeg
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.Through.Number, err), os.Remove(path))
 		}
-		needs, x.merged[path] = max(needs, head.Needs), head.Merged > 0
+		x.merged[path] = head.Merged > 0
 		out = append(out, journal.AdoptedSegment{Path: path, Ref: s})
-	}
-	if n := len(wanted); n > 0 && wanted[n-1].Through.Seq < needs {
-		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].Through.Seq, needs)
 	}
 	return out, durable.SyncDir(x.dir)
 }
@@ -221,7 +213,7 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s content.Segment
 	defer f.Close()
 	for at := int64(0); at < s.Bytes; {
 		place := wire.Place{Epoch: s.Epoch, Number: s.Through.Number, Offset: at}
-		_, b, err := x.ask(ctx, from, wire.Read{Claim: x.claim, At: place, Length: int(min(s.Bytes-at, wire.PieceMax))})
+		_, b, err := asked{x.Lane, identity.PeerID(from)}.ask(ctx, wire.Read{Claim: x.claim, At: place, Length: int(min(s.Bytes-at, wire.PieceMax))})
 		if err == nil && len(b) == 0 {
 			err = fmt.Errorf("%w: it ends at %d of %d bytes", content.ErrCorrupt, at, s.Bytes)
 		}

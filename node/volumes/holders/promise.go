@@ -45,7 +45,7 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 			h.store.forget(h)
 		}
 	}()
-	if err := h.sync(); err != nil { // so that the answer has all that was acknowledged, and nothing else
+	if err := errors.Join(h.sync(), h.trim()); err != nil { // so that the answer has all that was acknowledged, and nothing else
 		return nil, nil, err
 	}
 	next := note{m.Claim, n.base, to, n.whole, m.Name, slices.Clone(m.Ancestors)}
@@ -70,6 +70,16 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	defer h.mu.Unlock()
 	h.spoken = time.Now()
 	return h.said(), nil, nil
+}
+
+// trim lets go of segments that nobody was told of: they may be merged by now. Called with syncing.
+func (h *held) trim() (err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for n := len(h.said().Segments); err == nil && len(h.chain) > n; {
+		err = h.unlink(len(h.chain) - 1)
+	}
+	return err
 }
 
 // end is the last entry that is durable here, or in the bucket. Called with syncing.
@@ -191,6 +201,7 @@ func (h *held) reopen(s *segment) (err error) {
 func (h *held) drop(m wire.Drop) error {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
+	_ = h.load() // admits says what is wrong
 	h.mu.Lock()
 	err, n := h.admits(m.Claim), h.note
 	h.mu.Unlock()
@@ -206,15 +217,15 @@ func (h *held) drop(m wire.Drop) error {
 	return h.rebase(n)
 }
 
-// sweep removes what is held for a claim, unless another came meanwhile.
-func (h *held) sweep(c wire.Claim) error {
+// sweep removes what is held for a claim, unless somebody came since.
+func (h *held) sweep(c wire.Claim, since time.Time) error {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
 	if err := h.load(); err != nil && !errors.Is(err, content.ErrCorrupt) { // what is damaged goes, too
 		return err
 	}
 	h.mu.Lock()
-	same := h.note.claim == c
+	same := h.note.claim == c && !h.spoken.After(since)
 	h.mu.Unlock()
 	if !same {
 		return content.ErrConflict

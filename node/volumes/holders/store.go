@@ -268,7 +268,7 @@ func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Co
 	s.mu.Unlock()
 	for _, h := range all {
 		n, at, err := h.look()
-		if errors.Is(err, content.ErrCorrupt) && now.Sub(at) >= damagedAfter && h.sweep(n.claim) == nil {
+		if errors.Is(err, content.ErrCorrupt) && now.Sub(at) >= damagedAfter && h.sweep(n.claim, at) == nil {
 			went++
 		}
 		if err != nil || now.Sub(at) < sweepAfter || ctx.Err() != nil {
@@ -278,7 +278,7 @@ func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Co
 		switch {
 		case err != nil:
 		case said.frees(h.id, n.claim):
-			if err := h.sweep(n.claim); err == nil {
+			if err := h.sweep(n.claim, at); err == nil {
 				went++
 			}
 		case said.ID == h.id && said.Epoch >= n.claim.Epoch && said.Base.Seq > n.base.Seq:

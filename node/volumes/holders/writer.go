@@ -36,13 +36,11 @@ const (
 
 	// tickInterval is how often a writer looks at the time and at who is alive.
 	tickInterval = time.Second
-	// fillAfter and fillJitter say when a holder that is lost is replaced: later than one
-	// that was cut off for a moment is asked again, and not at once for all its volumes. For
-	// so long a guest waits that flushes.
+	// fillAfter and fillJitter say when a holder that is lost is replaced: later than one that was cut off for
+	// a moment is asked again, and not at once for all its volumes. For so long a guest waits that flushes.
 	fillAfter  = 1500 * time.Millisecond
 	fillJitter = 2500 * time.Millisecond
-	// ownedAfter is how often a degraded volume's record is read: nobody else would say that
-	// it was taken over.
+	// ownedAfter is how often a degraded volume's record is read: nobody else would say that it was taken over.
 	ownedAfter = 3 * time.Second
 	// nextAfter is how often a flush looks for whom to ask, where there is nobody yet.
 	nextAfter = 50 * time.Millisecond
