@@ -292,7 +292,10 @@ func (e Recorded) change(s *State) {
 func (Confirmed) change(s *State) { s.confirmed = s.now }
 
 func (Doubted) change(s *State) {
-	s.maybe, s.next, s.writing = append(s.maybe, *s.next), nil, false
+	if !slices.ContainsFunc(s.maybe, s.next.equal) { // which may be tried for days
+		s.maybe = append(s.maybe, *s.next)
+	}
+	s.next, s.writing = nil, false
 }
 
 func (e Wanted) change(s *State) { s.k, s.lone = e.K, e.Lone }

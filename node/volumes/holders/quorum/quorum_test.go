@@ -152,6 +152,24 @@ func TestAloneNoMore(t *testing.T) {
 	}
 }
 
+// TestDoubtedForLong: while the origin is away the same change is tried again and again, which is one
+// that the record may say.
+func TestDoubtedForLong(t *testing.T) {
+	s := New(1, false, Record{Holders: keys(1)}, 0)
+	s.Step(Tick{time.Unix(0, 0), keys(2)})
+	s.Step(Lost{key(1)})
+	tried := s.Step(Had{key(2), 5})
+	for range 100 {
+		if len(tried) != 1 {
+			t.Fatalf("%v, want it tried again", tried)
+		}
+		tried = s.Step(Doubted{})
+	}
+	if n := len(s.records()); n > 3 {
+		t.Errorf("the record may say %d things, of which two differ", n)
+	}
+}
+
 // TestWiped: a holder that has lost what it had stays one by the record, which nobody can
 // take the volume over by meanwhile, and begins anew once that was written as it is.
 func TestWiped(t *testing.T) {
