@@ -303,3 +303,28 @@ func TestMergedWhileItWasAway(t *testing.T) {
 	}
 	_ = d.Close()
 }
+
+// TestForkOfTheSameEpoch: a fork begins with segments of its parent, which may be of an epoch as
+// late as its own, or later. Its holders take them, and who inherits it takes what is latest.
+func TestForkOfTheSameEpoch(t *testing.T) {
+	for _, epoch := range []uint64{1, 3} {
+		w, parent, fork := heirs(t, 4), newLine(content.VolumeID{8}), newLine(theVolume)
+		parent.write(epoch, 5)
+		fork.segs = append(fork.segs, parent.segs[0])
+		fork.roll(1)
+		fork.write(1, 6)
+		for i := range 2 {
+			m := w.members[i]
+			m.must(m.Peer, wire.Promise{Claim: claim(1), Name: "web1", Begin: true, Ancestors: []content.VolumeID{{8}}})
+			if held, _, err := m.tell(m.Peer, parent.pieceOf(claim(1), 0, 0)); err != nil || held != nil {
+				t.Fatalf("its parent's, of epoch %d: %v, %+v", epoch, err, held)
+			}
+		}
+		w.members[1].must(w.members[1].Peer, fork.pieceOf(claim(1), 1, 0))
+		r := catalog.Volume{ID: theVolume, Epoch: 1, Policy: "farm:2", Holders: w.keys(-1)[:2]}
+		in, err := w.heir(2, modelLane{w, 2}).Inherit(t.Context(), "web1", r, 7, filepath.Join(t.TempDir(), "in"))
+		if err != nil || len(in.Segments) != 2 || len(in.Holders) != 2 {
+			t.Errorf("%v, inherited %+v, held by %d", err, in.Segments, len(in.Holders))
+		}
+	}
+}

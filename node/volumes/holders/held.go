@@ -241,7 +241,7 @@ const newSuffix = ".new"
 // follows fails unless a segment is the next one: errGap when something is missing before it. Called with mu.
 func (h *held) follows(next journal.Header, m wire.Extend) error {
 	own := next.Volume == h.id
-	if !own && !slices.Contains(h.note.ancestors, next.Volume) || next.Epoch == m.Epoch && !own {
+	if !own && !slices.Contains(h.note.ancestors, next.Volume) {
 		return fmt.Errorf("segment %s: %w: it is of volume %s, not of %s", m.At, content.ErrInvalid, next.Volume, h.id)
 	}
 	if next.Epoch > m.Epoch && own {

@@ -154,7 +154,7 @@ func (x *heir) promise(ctx context.Context) error {
 		return fmt.Errorf("%w: none of its holders is in reach, or has what it should: %w", content.ErrUnavailable, err)
 	}
 	latest := func(s source) (epoch, seq uint64) {
-		if n := len(s.held.Segments); n > 0 {
+		if n := len(s.held.Segments); n > 0 && s.held.Segments[n-1].Volume == x.record.ID { // others are of a fork's parents
 			epoch = s.held.Segments[n-1].Epoch
 		}
 		return epoch, s.held.End().Seq
