@@ -88,8 +88,9 @@ type Owner struct {
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
-	// Began and Joined, nil is not, keep where the journal ended when it was opened first since
-	// holders had no more: in a later process, too, they tell by that whether the disk was rolled back.
+	// Began, nil is not, keeps where the journal ended when it was opened first since holders had no more: in
+	// a later process, too, they tell by that whether the disk was rolled back. Joined, before one gets, or is
+	// named for, what comes behind, is the end of that.
 	Began  func(end uint64) uint64
 	Joined func() error
 	// Outdated is told, unless nil, that a holder has what this disk has not; ctx ends with the Guard.

@@ -208,7 +208,7 @@ func (f *feeder) follow(ctx context.Context) error {
 		return fmt.Errorf("%w: it has entry %d, and the journal ends with %d", content.ErrConflict, held.End().Seq, end)
 	}
 	if !f.begin {
-		if err := f.w.joined(); err != nil {
+		if err := f.w.cfg.Joined(); err != nil {
 			return err
 		}
 	}

@@ -328,3 +328,38 @@ func TestForkOfTheSameEpoch(t *testing.T) {
 		}
 	}
 }
+
+// TestHeirThatTakesLong: a volume is taken from a writer that is there, and can write its record,
+// and the copying takes longer than who has a holder's promise is taken to be gone after.
+func TestHeirThatTakesLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, k: 2, cut: map[[2]int]bool{}, away: map[int]bool{}, began: map[uint64][]uint64{}}
+		w.record = catalog.Volume{ID: theVolume, Epoch: 1, Incarnation: 7, Policy: "farm:2"}
+		for range 4 {
+			w.members = append(w.members, &modelMember{someone("north"), newDisk(t)})
+		}
+		l := newLine(theVolume)
+		m := w.start(0, l)
+		for i := range uint64(20) {
+			l.write(1, i)
+			l.roll(1)
+		}
+		if err := m.g.Persist(t.Context(), l.End()); err != nil {
+			t.Fatal(err)
+		}
+		w.slow = func(_ int, m wire.Message) {
+			if _, ok := m.(wire.Read); ok {
+				wait(t.Context(), 3*time.Second)
+			}
+		}
+		at := slices.IndexFunc(w.members[1:], func(m *modelMember) bool { return !slices.Contains(w.said().Holders, m.Identity.Key) }) + 1
+		in, err := w.heir(at, modelLane{w, at}).Inherit(t.Context(), "web1", w.said(), 9, filepath.Join(t.TempDir(), "in"))
+		if now := w.said(); err != nil || now.Epoch >= in.Epoch {
+			t.Errorf("%v, and its writer has epoch %d meanwhile, the heir %d", err, now.Epoch, in.Epoch)
+		}
+		m.g.Close()
+		for _, m := range w.members {
+			_ = m.Close()
+		}
+	})
+}

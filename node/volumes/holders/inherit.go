@@ -68,6 +68,7 @@ func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
 	if err := x.promise(ctx); err != nil {
 		return in, err
 	}
+	defer x.stay(ctx)()
 	var errs []error
 	for _, source := range x.promised {
 		if in.Segments, err = x.fetch(ctx, source); err == nil {
@@ -166,6 +167,20 @@ func (x *heir) promise(ctx context.Context) error {
 	})
 	x.promised = all
 	return nil
+}
+
+// stay has those who have promised themselves hear of this heir, which is not gone, until it is called off.
+func (x *heir) stay(ctx context.Context) (end func()) {
+	var work sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	for _, s := range x.promised {
+		work.Go(func() {
+			for ; ctx.Err() == nil; wait(ctx, goneAfter/4) {
+				_, _, _ = asked{x.Lane, identity.PeerID(s.member)}.ask(ctx, wire.Drop{Claim: x.claim, Base: x.through}) // which it has dropped
+			}
+		})
+	}
+	return func() { cancel(); work.Wait() }
 }
 
 // wanted are the segments of a holder that the record has not, if they are a chain from there on.

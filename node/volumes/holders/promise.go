@@ -45,14 +45,15 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 			h.store.forget(h)
 		}
 	}()
-	if err := errors.Join(h.sync(), h.trim()); err != nil { // so that the answer has all that was acknowledged, and nothing else
+	end, err := h.settle()
+	if err != nil {
 		return nil, nil, err
 	}
 	next := note{m.Claim, n.base, to, n.whole, m.Name, slices.Clone(m.Ancestors)}
 	switch {
 	case m.Begin:
 		next.whole = m.Whole
-	case m.Claim != n.claim && h.end() < n.whole: // a record may name this holder all the same
+	case m.Claim != n.claim && end < n.whole: // a record may name this holder all the same
 		return nil, nil, fmt.Errorf("%w: what was lost here of volume %s is being filled again, and is not whole before entry %d", content.ErrNotFound, h.id, n.whole)
 	}
 	if len(m.Ancestors) == 0 { // who inherits does not know of them yet
@@ -72,21 +73,19 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	return h.said(), nil, nil
 }
 
-// trim lets go of segments that nobody was told of: they may be merged by now. Called with syncing.
-func (h *held) trim() (err error) {
+// settle has what is held be what was acknowledged, and nothing else: segments that nobody was told of
+// may be merged by now. It returns the last entry that is durable here, or in the bucket. Called with syncing.
+func (h *held) settle() (end uint64, err error) {
+	if err := h.sync(); err != nil {
+		return 0, err
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for n := len(h.said().Segments); err == nil && len(h.chain) > n; {
+	said := h.said()
+	for err == nil && len(h.chain) > len(said.Segments) {
 		err = h.unlink(len(h.chain) - 1)
 	}
-	return err
-}
-
-// end is the last entry that is durable here, or in the bucket. Called with syncing.
-func (h *held) end() uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.said().End().Seq
+	return said.End().Seq, err
 }
 
 // rebase writes a note, and lets go of what is not behind its base. Called with syncing.

@@ -145,11 +145,14 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		now, _ := w.cfg.Record()
 		w.Based(now.Through()) // a fold tells nobody
 		w.step(quorum.Tick{Now: w.cfg.now(), Live: w.ranked()})
-		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
+		w.mu.Lock()
+		flushed := w.target
+		w.mu.Unlock()
+		w.step(quorum.Flushing{Seq: flushed}) // one may have begun before
 		select {
 		case <-tick:
 		case <-w.halted:
-			return w.Err()
+			return w.stopped // for good
 		case <-ctx.Done():
 			w.stop(content.ErrClosed)
 			return nil
@@ -245,20 +248,6 @@ func (w *Writer) stop(err error) {
 	}
 }
 
-// flushed is up to where a flush was asked for.
-func (w *Writer) flushed() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.target
-}
-
-// Err is why the writer has stopped for good, nil if it has not.
-func (w *Writer) Err() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.stopped
-}
-
 // Want changes how many holders there are, and whether flushes go on without.
 func (w *Writer) Want(k int, alone bool) {
 	w.mu.Lock()
@@ -268,14 +257,6 @@ func (w *Writer) Want(k int, alone bool) {
 	if !same {
 		w.step(quorum.Wanted{K: k, Lone: alone})
 	}
-}
-
-// joined is called before a holder gets, or is named for, what comes behind where the journal began.
-func (w *Writer) joined() error {
-	if w.cfg.Joined == nil {
-		return nil
-	}
-	return w.cfg.Joined()
 }
 
 // commit writes who the holders are.
@@ -289,7 +270,7 @@ func (w *Writer) commit(ctx context.Context, r quorum.Record) {
 		case v.DegradedSince.IsZero():
 			v.DegradedSince = now
 		}
-		return w.joined()
+		return w.cfg.Joined()
 	})
 	switch {
 	case err == nil:
