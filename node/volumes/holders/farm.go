@@ -82,9 +82,8 @@ type Owner struct {
 	// Revise writes the record over the one known last; ErrFenced means that the epoch is
 	// not this node's any more, another error that it may have been written.
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
-	// Outbid writes to the record that its node has an epoch later than the given one, and
-	// returns which it has; with an error it may have been written, ErrFenced as for Revise.
-	// A writer under that epoch follows this one.
+	// Outbid writes to the record that its node has an epoch later than the given one, and returns which it has;
+	// with an error it may have been written, ErrFenced as for Revise. A writer under that epoch follows this one.
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error

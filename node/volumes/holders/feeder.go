@@ -18,8 +18,7 @@ import (
 )
 
 const (
-	// pieces is how many pieces are on their way to one holder at once: 2 MiB, some
-	// milliseconds of a fast link.
+	// pieces is how many pieces are on their way to one holder at once: 2 MiB, some milliseconds of a fast link.
 	pieces = 8
 	// readMax is how much is read of a journal at a time, in bytes.
 	readMax = 4 << 20

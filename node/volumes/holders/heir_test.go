@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -362,4 +363,35 @@ func TestHeirThatTakesLong(t *testing.T) {
 			_ = m.Close()
 		}
 	})
+}
+
+// TestHeirAsksElsewhere: a member that has no room is not sent the whole journal in vain.
+func TestHeirAsksElsewhere(t *testing.T) {
+	w, l := heirs(t, 3), newLine(theVolume)
+	for i := range uint64(200) {
+		l.write(1, i)
+		l.roll(1)
+	}
+	var all []wire.Extend
+	for i := range 200 {
+		all = append(all, l.pieceOf(claim(1), i, 0))
+	}
+	w.gives(0, claim(1), all...)
+	w.members[2].fail = func(s step) error {
+		if s == stepBegun {
+			return content.ErrNoSpace
+		}
+		return nil
+	}
+	var sent atomic.Int64
+	w.slow = func(to int, m wire.Message) {
+		if _, ok := m.(wire.Extend); ok && to == 2 {
+			sent.Add(1)
+		}
+	}
+	r := catalog.Volume{ID: theVolume, Epoch: 1, Policy: "farm:2", Holders: w.keys(-1)[:1]}
+	in, err := w.heir(1, modelLane{w, 1}).Inherit(t.Context(), "web1", r, 7, filepath.Join(t.TempDir(), "in"))
+	if n := sent.Load(); err != nil || len(in.Holders) != 1 || n > 100 {
+		t.Errorf("%v, held by %d; who has no room was sent %d pieces", err, len(in.Holders), n)
+	}
 }

@@ -53,12 +53,11 @@ type Inheritance struct {
 	DegradedSince time.Time
 }
 
-// inherit takes over what a volume's holders have. One of them at least, of those that the record
-// names, promises to take nothing of an earlier epoch any more; so nothing that is acknowledged
-// later is missed, as each has all that was acknowledged. What the one has whose last entry is the
-// latest is copied to K members, and nothing else that any has counts from then on. The caller
-// writes {epoch, incarnation, holders} over the record, and only then serves the volume.
-// ErrUnavailable: no holder could be reached. ErrConflict: another is taking the volume over.
+// inherit takes over what a volume's holders have. One of them at least, of those that the record names, promises
+// to take nothing of an earlier epoch any more; so nothing that is acknowledged later is missed, as each has all
+// that was acknowledged. What the one has whose last entry is the latest is copied to K members, and nothing else
+// that any has counts from then on. The caller writes {epoch, incarnation, holders} over the record, and only then
+// serves the volume. ErrUnavailable: no holder could be reached. ErrConflict: another is taking the volume over.
 func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
 	in = Inheritance{Epoch: x.record.Epoch + 1, DegradedSince: x.record.DegradedSince}
 	if in.Epoch, err = x.epoch(ctx); err != nil {
@@ -253,8 +252,7 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s content.Segment
 	return head, nil
 }
 
-// spread gives what was inherited to K members, those first that have most of it, and
-// returns those that have all.
+// spread gives what was inherited to K members, those first that have most of it, and returns those that have all.
 func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (out []trust.PublicKey, err error) {
 	var errs []error
 	var all []trust.PublicKey
@@ -304,18 +302,21 @@ func (x *heir) give(ctx context.Context, m trust.PublicKey, segments []journal.A
 	if _, _, err := to.ask(ctx, wire.Cut{Claim: x.claim, At: at, Seq: seq}); err != nil {
 		return err
 	}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	s := &sender{asked: to, ctx: ctx, claim: x.claim, at: at, seq: seq, acks: make(chan ack, pieces)}
-	failed := make(chan error, 1)
-	go func() {
-		var errs []error
+	var work sync.WaitGroup
+	work.Go(func() {
 		for a := range s.acks {
-			errs = append(errs, a.wait())
+			if err := a.wait(); err != nil {
+				fail(err)
+			}
 		}
-		failed <- errors.Join(errs...)
-	}()
+	})
 	err = x.send(s, segments, same)
 	close(s.acks)
-	return errors.Join(err, <-failed)
+	work.Wait()
+	return cmp.Or(context.Cause(ctx), err)
 }
 
 // send sends what comes behind the first segments, of which the last may be had in part.
