@@ -302,3 +302,16 @@ func TestPolicyOverALaterEpoch(t *testing.T) {
 		}
 	}
 }
+
+// TestForkIsHeld: a fork begins with segments of its parent, of an epoch that may be as late as its
+// own. Its flushes have holders at once, and who takes it over reads what they were told.
+func TestForkIsHeld(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.flushed(t, "disk", want, 1)
+	p.a.put(t, "fork", Spec{From: content.Ref{Kind: content.KindVolume, Name: "disk"}, Durability: "farm:2"})
+	p.a.flushed(t, "fork", want, 2)
+	p.b.put(t, "fork", Spec{Takeover: true})
+	p.b.is(t, "fork", want)
+}

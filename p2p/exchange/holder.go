@@ -11,13 +11,11 @@ import (
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
-// Holder keeps bytes that the volumes of other members have written, and knows them by
-// their places only.
+// Holder keeps bytes that the volumes of other members have written, and knows them by their places only.
 type Holder interface {
-	// Take begins what m asks: a wire.Promise, Extend, Read, Cut, Drop or Status. It is
-	// called for the requests of one stream in the order in which they came, and waits for
-	// no disk to sync: finish, called beside, does, and returns what Ask returns to the
-	// asker. m is the callee's.
+	// Take begins what m asks: a wire.Promise, Extend, Read, Cut, Drop or Status. It is called for the
+	// requests of one stream in the order in which they came, and waits for no disk to sync: finish, called
+	// beside, does, and returns what Ask returns to the asker. m is the callee's.
 	Take(from Peer, m wire.Message) (finish func(context.Context) (*wire.Held, []byte, error))
 }
 

@@ -89,8 +89,7 @@ func (p Place) check() error {
 	return nil
 }
 
-// Promise asks a holder to take bytes of that claim only, and of no earlier one, from its
-// answer on: a Held.
+// Promise asks a holder to take bytes of that claim only, and of no earlier one, from its answer on: a Held.
 type Promise struct {
 	Claim
 	// Base is up to where the volume's record has everything.
@@ -155,8 +154,7 @@ func decodeExtend(_ uint8, p []byte) (Message, error) {
 	return m, m.At.check()
 }
 
-// Read asks for bytes of a segment: an Answer with Length of them, 1 to PieceMax, or
-// fewer where it ends.
+// Read asks for bytes of a segment: an Answer with Length of them, 1 to PieceMax, or fewer where it ends.
 type Read struct {
 	Claim
 	At     Place
@@ -176,9 +174,8 @@ func decodeRead(_ uint8, p []byte) (Message, error) {
 	return m, m.At.check()
 }
 
-// Cut takes away what a holder has behind a place, of earlier epochs: it was never
-// acknowledged, and does not count. The place is the end of the entry Seq, or number 0, which
-// is before all.
+// Cut takes away what a holder has behind a place, of earlier epochs: it was never acknowledged, and does not
+// count. The place is the end of the entry Seq, or number 0, which is before all.
 type Cut struct {
 	Claim
 	At  Place

@@ -1,16 +1,14 @@
-// Package holders is durability by other members of the farm: the store of what this node
-// holds for their volumes, and both who lets others hold what it writes (Writer) and who
-// takes over what they hold (Inherit).
+// Package holders is durability by other members of the farm: the store of what this node holds for their
+// volumes, and both who lets others hold what it writes (Writer) and who takes over what they hold (Inherit).
 //
 // # What a holder has
 //
-// A volume's unfolded journal as the bytes of its segments, from the base on that its
-// record has, without a gap: each segment's header says what it follows, and a segment
-// begins only where the one before is there whole. It answers for bytes once they are
-// durable. It has promised itself to one claim, an epoch and one start of a process, before
-// it takes anything for it, and takes nothing of any earlier one from then on. What it has
-// it never replaces by other bytes; what lies behind that a later epoch did not inherit is
-// cut by that epoch's word, and what the volume's record has goes by its base.
+// A volume's unfolded journal as the bytes of its segments, from the base on that its record has, without a
+// gap: each segment's header says what it follows, and a segment begins only where the one before is there
+// whole. It answers for bytes once they are durable. It has promised itself to one claim, an epoch and one
+// start of a process, before it takes anything for it, and takes nothing of any earlier one from then on. What
+// it has it never replaces by other bytes; what lies behind that a later epoch did not inherit is cut by that
+// epoch's word, and what the volume's record has goes by its base.
 //
 // # Files
 //

@@ -82,14 +82,14 @@ type Owner struct {
 	// Revise writes the record over the one known last; ErrFenced means that the epoch is
 	// not this node's any more, another error that it may have been written.
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
-	// Outbid writes to the record that its node has an epoch later than the given one, and
-	// returns which it has; with an error it may have been written, ErrFenced as for Revise.
-	// A writer under that epoch follows this one.
+	// Outbid writes to the record that its node has an epoch later than the given one, and returns which it has;
+	// with an error it may have been written, ErrFenced as for Revise. A writer under that epoch follows this one.
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
-	// Began and Joined, nil is not, keep where the journal ended when it was opened first since
-	// holders had no more: in a later process, too, they tell by that whether the disk was rolled back.
+	// Began, nil is not, keeps where the journal ended when it was opened first since holders had no more: in
+	// a later process, too, they tell by that whether the disk was rolled back. Joined, before one gets, or is
+	// named for, what comes behind, is the end of that.
 	Began  func(end uint64) uint64
 	Joined func() error
 	// Outdated is told, unless nil, that a holder has what this disk has not; ctx ends with the Guard.
@@ -109,6 +109,7 @@ type Guard struct {
 	journal Journal
 	began   uint64  // its end when it was opened, see Owner
 	since   uint64  // epoch of the first writer
+	floor   uint64  // flushes were asked for up to there, under whatever policy and epoch
 	writer  *Writer // nil while no holder is asked for
 	stop    func()  // ends it
 	closed  bool
@@ -189,8 +190,7 @@ func (g *Guard) toOrigin(ctx context.Context, upTo content.Position, named bool)
 	return g.owner.Revise(ctx, func(v *catalog.Volume) error { v.Dismiss(); return nil })
 }
 
-// Changed has whom the record names by now asked at once: flushes that wait for others wait for
-// them no more.
+// Changed has whom the record names by now asked at once: flushes that wait for others wait for them no more.
 func (g *Guard) Changed() {
 	if _, j := g.now(); j != nil {
 		_, _ = g.follow(j.End().Seq) // a policy that is none fails each flush
@@ -248,6 +248,7 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	alone := body.Degrade == catalog.PolicyLocal
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.floor = max(g.floor, floor)
 	if g.writer != nil && (k == 0 || sure && g.writer.cfg.Claim != claim || !g.writer.expects(body)) {
 		g.end()
 	}
@@ -262,7 +263,7 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	case g.writer == nil && !sure:
 		return nil, fmt.Errorf("%w: whether volume %s is this node's still is not known, and nobody is asked to hold it before", content.ErrUnavailable, g.owner.Name())
 	case g.writer == nil:
-		g.start(body, claim, floor)
+		g.start(body, claim)
 	default:
 		g.writer.Want(k, alone)
 	}
@@ -271,13 +272,13 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 }
 
 // start starts a writer. Called with mu.
-func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
+func (g *Guard) start(body catalog.Volume, claim wire.Claim) {
 	g.since = cmp.Or(g.since, claim.Epoch)
 	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
 		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Met: &g.met, Name: g.owner.Name(), Ancestors: journal.Ancestors(g.journal.Sealed(), body.ID), K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
-	}, floor)
+	}, g.floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	w, j, log, name := g.writer, g.journal, g.farm.Log, g.owner.Name()
@@ -286,7 +287,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 		close(done)
 		switch {
 		case errors.Is(err, content.ErrClosed): // another comes in its place
-			_, _ = g.follow(w.flushed())
+			_, _ = g.follow(0)
 		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
 			if g.owner.Outdated != nil && errors.As(err, new(outdated)) {

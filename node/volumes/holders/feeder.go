@@ -18,8 +18,7 @@ import (
 )
 
 const (
-	// pieces is how many pieces are on their way to one holder at once: 2 MiB, some
-	// milliseconds of a fast link.
+	// pieces is how many pieces are on their way to one holder at once: 2 MiB, some milliseconds of a fast link.
 	pieces = 8
 	// readMax is how much is read of a journal at a time, in bytes.
 	readMax = 4 << 20
@@ -59,6 +58,20 @@ func (a asked) ask(ctx context.Context, m wire.Message) (*wire.Held, []byte, err
 	return finish()
 }
 
+// promise has a holder promise itself, and returns what it has.
+func (a asked) promise(ctx context.Context, m wire.Promise) (*wire.Held, error) {
+	held, _, err := a.ask(ctx, m)
+	if err == nil && held == nil {
+		err = fmt.Errorf("%w: no answer to a promise", content.ErrUnavailable)
+	}
+	return held, err
+}
+
+// lacks reports whether a holder has answered that it has not what it should.
+func lacks(err error) bool {
+	return !errors.Is(err, content.ErrUnavailable) && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt))
+}
+
 // feeder brings one holder what the volume writes.
 type feeder struct {
 	w      *Writer
@@ -69,6 +82,7 @@ type feeder struct {
 	more   chan struct{}    // there may be more
 	base   content.Position // that the holder was told of last: of who follows it alone
 
+	joined bool               // it has said what it has: what fails from then on may be the journal
 	cancel context.CancelFunc // guarded by the writer's mu
 	left   bool               // so is this
 }
@@ -117,7 +131,7 @@ func (f *feeder) run(ctx context.Context) {
 		if based { // before the state had heard of this one
 			f.w.step(quorum.Based{})
 		}
-	case !f.begin && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt)):
+	case !f.begin && !f.joined && lacks(err):
 		f.w.step(quorum.Empty{Member: f.member})
 	default:
 		f.w.step(quorum.Lost{Member: f.member})
@@ -183,6 +197,7 @@ func (f *feeder) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.joined = true
 	end := f.w.journal.End().Seq
 	_, met := f.w.cfg.Met.Load(f.member)
 	if n := len(held.Segments); n > 0 && held.Segments[n-1].Epoch < f.w.cfg.Since && !met { // what this process has written is not what that is
@@ -192,7 +207,7 @@ func (f *feeder) follow(ctx context.Context) error {
 		return fmt.Errorf("%w: it has entry %d, and the journal ends with %d", content.ErrConflict, held.End().Seq, end)
 	}
 	if !f.begin {
-		if err := f.w.joined(); err != nil {
+		if err := f.w.cfg.Joined(); err != nil {
 			return err
 		}
 	}
@@ -220,14 +235,11 @@ func (f *feeder) join(ctx context.Context) (*wire.Held, error) {
 	w.mu.Lock()
 	m := wire.Promise{Claim: f.w.cfg.Claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin, Whole: w.state.Needed()}
 	w.mu.Unlock()
-	held, _, err := f.asked().ask(ctx, m)
+	held, err := f.asked().promise(ctx, m)
 	if err == nil && f.begin && len(held.Segments) > 0 {
 		if _, _, err = f.asked().ask(ctx, wire.Drop{Claim: m.Claim, All: true}); err == nil {
-			held, _, err = f.asked().ask(ctx, m)
+			held, err = f.asked().promise(ctx, m)
 		}
-	}
-	if err == nil && held == nil {
-		err = fmt.Errorf("%w: no answer to a promise", content.ErrCorrupt)
 	}
 	return held, err
 }

@@ -238,11 +238,10 @@ func (h *held) beginSegment(m wire.Extend) error {
 // newSuffix ends the name of a segment until the one before it is durable.
 const newSuffix = ".new"
 
-// follows fails unless a segment is the next one: errGap when something is missing
-// before it. Called with mu.
+// follows fails unless a segment is the next one: errGap when something is missing before it. Called with mu.
 func (h *held) follows(next journal.Header, m wire.Extend) error {
 	own := next.Volume == h.id
-	if !own && !slices.Contains(h.note.ancestors, next.Volume) || next.Epoch == m.Epoch && !own {
+	if !own && !slices.Contains(h.note.ancestors, next.Volume) {
 		return fmt.Errorf("segment %s: %w: it is of volume %s, not of %s", m.At, content.ErrInvalid, next.Volume, h.id)
 	}
 	if next.Epoch > m.Epoch && own {
@@ -342,18 +341,23 @@ func (h *held) status() (*wire.Held, []byte, error) {
 	return h.said(), nil, nil
 }
 
-// said is what a holder says of itself. Called with mu.
+// said is what a holder says of itself: of what is merged nothing before it has what that needs. Called with mu.
 func (h *held) said() *wire.Held {
 	heard := h.spoken
 	if heard.IsZero() {
 		heard = h.store.opened
 	}
 	out := &wire.Held{Claim: h.note.claim, Base: h.note.base, Quiet: time.Since(heard).Truncate(time.Millisecond)}
+	needs, whole := uint64(0), 0
 	for _, s := range h.chain {
 		if end := s.end(); end.off > 0 {
 			out.Segments = append(out.Segments, content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: content.Position{Number: s.Number, Seq: end.seq}, Bytes: end.off})
+			if needs = max(needs, s.Needs); end.seq >= needs {
+				whole = len(out.Segments)
+			}
 		}
 	}
+	out.Segments = out.Segments[:whole]
 	return out
 }
 

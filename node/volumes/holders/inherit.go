@@ -49,17 +49,15 @@ type Inheritance struct {
 	// Holders have all of that, and have promised themselves to the heir's epoch: the record
 	// has to name them. They are fewer than K where no more could be reached.
 	Holders []trust.PublicKey
-	// DegradedSince is since when the writer has acknowledged what no holder may have; zero
-	// if it has not.
+	// DegradedSince is since when the writer has acknowledged what no holder may have; zero if it has not.
 	DegradedSince time.Time
 }
 
-// inherit takes over what a volume's holders have. One of them at least, of those that the record
-// names, promises to take nothing of an earlier epoch any more; so nothing that is acknowledged
-// later is missed, as each has all that was acknowledged. What the one has whose last entry is the
-// latest is copied to K members, and nothing else that any has counts from then on. The caller
-// writes {epoch, incarnation, holders} over the record, and only then serves the volume.
-// ErrUnavailable: no holder could be reached. ErrConflict: another is taking the volume over.
+// inherit takes over what a volume's holders have. One of them at least, of those that the record names, promises
+// to take nothing of an earlier epoch any more; so nothing that is acknowledged later is missed, as each has all
+// that was acknowledged. What the one has whose last entry is the latest is copied to K members, and nothing else
+// that any has counts from then on. The caller writes {epoch, incarnation, holders} over the record, and only then
+// serves the volume. ErrUnavailable: no holder could be reached. ErrConflict: another is taking the volume over.
 func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
 	in = Inheritance{Epoch: x.record.Epoch + 1, DegradedSince: x.record.DegradedSince}
 	if in.Epoch, err = x.epoch(ctx); err != nil {
@@ -69,6 +67,7 @@ func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
 	if err := x.promise(ctx); err != nil {
 		return in, err
 	}
+	defer x.stay(ctx)()
 	var errs []error
 	for _, source := range x.promised {
 		if in.Segments, err = x.fetch(ctx, source); err == nil {
@@ -94,7 +93,8 @@ type heir struct {
 	k           int              // how many holders there are to be
 	dir         string           // takes the segments; it is there and empty
 	claim       wire.Claim
-	promised    []source // the latest first
+	promised    []source        // the latest first
+	merged      map[string]bool // of what was fetched, by path
 }
 
 // source is a holder that has promised itself to the heir, and what it has.
@@ -103,17 +103,13 @@ type source struct {
 	held   wire.Held
 }
 
-func (x *heir) ask(ctx context.Context, m trust.PublicKey, q wire.Message) (*wire.Held, []byte, error) {
-	return asked{x.Lane, identity.PeerID(m)}.ask(ctx, q)
-}
-
 // holders asks all that the record names at once.
 func (x *heir) holders(ctx context.Context, q wire.Message) (all []source, errs []error) {
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	for _, m := range x.record.Holders {
 		work.Go(func() {
-			held, _, err := x.ask(ctx, m, q)
+			held, _, err := asked{x.Lane, identity.PeerID(m)}.ask(ctx, q)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -158,7 +154,7 @@ func (x *heir) promise(ctx context.Context) error {
 		return fmt.Errorf("%w: none of its holders is in reach, or has what it should: %w", content.ErrUnavailable, err)
 	}
 	latest := func(s source) (epoch, seq uint64) {
-		if n := len(s.held.Segments); n > 0 {
+		if n := len(s.held.Segments); n > 0 && s.held.Segments[n-1].Volume == x.record.ID { // others are of a fork's parents
 			epoch = s.held.Segments[n-1].Epoch
 		}
 		return epoch, s.held.End().Seq
@@ -170,6 +166,20 @@ func (x *heir) promise(ctx context.Context) error {
 	})
 	x.promised = all
 	return nil
+}
+
+// stay has those who have promised themselves hear of this heir, which is not gone, until it is called off.
+func (x *heir) stay(ctx context.Context) (end func()) {
+	var work sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	for _, s := range x.promised {
+		work.Go(func() {
+			for ; ctx.Err() == nil; wait(ctx, goneAfter/4) {
+				_, _, _ = asked{x.Lane, identity.PeerID(s.member)}.ask(ctx, wire.Drop{Claim: x.claim, Base: x.through}) // which it has dropped
+			}
+		})
+	}
+	return func() { cancel(); work.Wait() }
 }
 
 // wanted are the segments of a holder that the record has not, if they are a chain from there on.
@@ -195,18 +205,15 @@ func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSeg
 	if err != nil {
 		return nil, err
 	}
-	needs := uint64(0)
+	x.merged = map[string]bool{}
 	for _, s := range wanted {
 		path := filepath.Join(x.dir, fmt.Sprintf("%s-%016x", s.Volume, s.Through.Number))
 		head, err := x.copy(ctx, from.member, s, path)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.Through.Number, err), os.Remove(path))
 		}
-		needs = max(needs, head.Needs)
+		x.merged[path] = head.Merged > 0
 		out = append(out, journal.AdoptedSegment{Path: path, Ref: s})
-	}
-	if n := len(wanted); n > 0 && wanted[n-1].Through.Seq < needs {
-		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].Through.Seq, needs)
 	}
 	return out, durable.SyncDir(x.dir)
 }
@@ -220,7 +227,7 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s content.Segment
 	defer f.Close()
 	for at := int64(0); at < s.Bytes; {
 		place := wire.Place{Epoch: s.Epoch, Number: s.Through.Number, Offset: at}
-		_, b, err := x.ask(ctx, from, wire.Read{Claim: x.claim, At: place, Length: int(min(s.Bytes-at, wire.PieceMax))})
+		_, b, err := asked{x.Lane, identity.PeerID(from)}.ask(ctx, wire.Read{Claim: x.claim, At: place, Length: int(min(s.Bytes-at, wire.PieceMax))})
 		if err == nil && len(b) == 0 {
 			err = fmt.Errorf("%w: it ends at %d of %d bytes", content.ErrCorrupt, at, s.Bytes)
 		}
@@ -245,29 +252,25 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s content.Segment
 	return head, nil
 }
 
-// spread gives what was inherited to K members, those first that have most of it, and
-// returns those that have all.
+// spread gives what was inherited to K members, those first that have most of it, and returns those that have all.
 func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (out []trust.PublicKey, err error) {
 	var errs []error
-	var tried []trust.PublicKey
-	give := func(m trust.PublicKey, held *wire.Held) {
-		if len(out) == x.k || m == x.Self || slices.Contains(tried, m) {
-			return
+	var all []trust.PublicKey
+	for _, s := range x.promised {
+		all = append(all, s.member)
+	}
+	all = append(all, rank(x.record.ID, x.Live())...)
+	for i, m := range all {
+		if len(out) == x.k || m == x.Self || slices.Contains(all[:i], m) {
+			continue
 		}
-		tried = append(tried, m)
-		if err := x.give(ctx, m, held, segments); err != nil {
+		if err := x.give(ctx, m, segments); err != nil {
 			errs = append(errs, fmt.Errorf("member %s: %w", m, err))
-			return
+			continue
 		}
 		out = append(out, m)
 	}
-	for _, s := range x.promised {
-		give(s.member, &s.held)
-	}
-	for _, m := range rank(x.record.ID, x.Live()) {
-		give(m, nil)
-	}
-	if len(out) == 0 && len(tried) == 0 {
+	if len(out) == 0 && len(errs) == 0 {
 		errs = append(errs, errors.New("no other one is here; start one, or try again when one is"))
 	}
 	if len(out) == 0 { // what is on this disk alone is not held
@@ -276,37 +279,44 @@ func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (o
 	return out, nil
 }
 
-// give has a member have these segments, and nothing else; held is nil for one that the
-// record does not name.
-func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, segments []journal.AdoptedSegment) (err error) {
-	if held == nil {
-		end := x.through.Seq // the record that is there may name it
-		if n := len(segments); n > 0 {
-			end = segments[n-1].Ref.Through.Seq
-		}
-		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.name, Ancestors: journal.Ancestors(segments, x.record.ID), Begin: true, Whole: end}); err != nil {
-			return err
-		}
-		if held == nil {
-			return fmt.Errorf("%w: no answer to a promise", content.ErrCorrupt)
-		}
+// give has a member have these segments, and nothing else. Of one that the record names nothing
+// goes, whatever that was: it may be all that is left when this heir does not come to commit.
+func (x *heir) give(ctx context.Context, m trust.PublicKey, segments []journal.AdoptedSegment) (err error) {
+	q := wire.Promise{Claim: x.claim, Base: x.through, Name: x.name, Ancestors: journal.Ancestors(segments, x.record.ID), Whole: x.through.Seq}
+	if n := len(segments); n > 0 {
+		q.Whole = segments[n-1].Ref.Through.Seq
 	}
-	same, at, seq := common(*held, segments, x.through)
-	if _, _, err := x.ask(ctx, m, wire.Cut{Claim: x.claim, At: at, Seq: seq}); err != nil {
+	to := asked{x.Lane, identity.PeerID(m)}
+	held, err := to.promise(ctx, q)
+	if lacks(err) {
+		q.Begin = true
+		held, err = to.promise(ctx, q)
+	}
+	if err != nil {
 		return err
 	}
-	s := &sender{asked: asked{x.Lane, identity.PeerID(m)}, ctx: ctx, claim: x.claim, at: at, acks: make(chan ack, pieces)}
-	failed := make(chan error, 1)
-	go func() {
-		var errs []error
+	same, at, seq := x.common(*held, segments)
+	if !q.Begin && slices.Contains(x.record.Holders, m) && held.End().Seq > max(seq, held.Base.Seq) {
+		return fmt.Errorf("%w: it has up to entry %d, and no more than %d of what was inherited", content.ErrConflict, held.End().Seq, seq)
+	}
+	if _, _, err := to.ask(ctx, wire.Cut{Claim: x.claim, At: at, Seq: seq}); err != nil {
+		return err
+	}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	s := &sender{asked: to, ctx: ctx, claim: x.claim, at: at, seq: seq, acks: make(chan ack, pieces)}
+	var work sync.WaitGroup
+	work.Go(func() {
 		for a := range s.acks {
-			errs = append(errs, a.wait())
+			if err := a.wait(); err != nil {
+				fail(err)
+			}
 		}
-		failed <- errors.Join(errs...)
-	}()
+	})
 	err = x.send(s, segments, same)
 	close(s.acks)
-	return errors.Join(err, <-failed)
+	work.Wait()
+	return cmp.Or(context.Cause(ctx), err)
 }
 
 // send sends what comes behind the first segments, of which the last may be had in part.
@@ -314,7 +324,7 @@ func (x *heir) send(s *sender, segments []journal.AdoptedSegment, same int) erro
 	for i, segment := range segments {
 		off := int64(0)
 		if i < same {
-			if i < same-1 || s.at.Offset == segment.Ref.Bytes {
+			if i < same-1 || s.seq == segment.Ref.Through.Seq {
 				continue
 			}
 			off = s.at.Offset
@@ -336,21 +346,16 @@ func (x *heir) send(s *sender, segments []journal.AdoptedSegment, same int) erro
 }
 
 // common says how many of the segments a holder has too, the last one in part perhaps, and
-// where what it has in common ends: at no place, where it is nothing.
-func common(held wire.Held, segments []journal.AdoptedSegment, through content.Position) (same int, at wire.Place, seq uint64) {
-	have := slices.DeleteFunc(slices.Clone(held.Segments), func(s content.SegmentRef) bool { return s.Through.Seq <= through.Seq })
-	for i, h := range have {
-		if i == len(segments) {
-			break
-		}
-		ref := segments[i].Ref
-		if h.Volume != ref.Volume || h.Epoch != ref.Epoch || h.Through.Number != ref.Through.Number || h.After != ref.After {
-			break
-		}
-		same, at, seq = i+1, wire.Place{Epoch: h.Epoch, Number: h.Through.Number, Offset: min(h.Bytes, ref.Bytes)}, min(h.Through.Seq, ref.Through.Seq)
-		if h.Bytes != ref.Bytes {
-			break
+// where what it has in common ends: at no place, where it is nothing. What ends with the same entry
+// of the same epoch is the same, however it was merged here and there; a part of one is of what was not.
+func (x *heir) common(held wire.Held, segments []journal.AdoptedSegment) (same int, at wire.Place, seq uint64) {
+	for i, s := range slices.Backward(segments) {
+		for _, h := range held.Segments {
+			if h.Volume == s.Ref.Volume && h.Epoch == s.Ref.Epoch && h.Through.Number == s.Ref.Through.Number &&
+				(h.Through.Seq == s.Ref.Through.Seq || h.Through.Seq < s.Ref.Through.Seq && !x.merged[s.Path]) {
+				return i + 1, wire.Place{Epoch: h.Epoch, Number: h.Through.Number, Offset: h.Bytes}, h.Through.Seq
+			}
 		}
 	}
-	return same, at, seq
+	return 0, at, 0
 }

@@ -125,7 +125,7 @@ func (r *record) revise(_ context.Context, change func(*catalog.Volume) error) e
 func (m *node) serve(t testing.TB, dir string, r *record) (*volume.Volume, *Guard) {
 	body := r.get()
 	g := m.farm.Guard(Owner{
-		Name: func() string { return "web1" }, Record: func() (catalog.Volume, bool) { return r.get(), true }, Revise: r.revise, Owned: func(context.Context) error { return nil },
+		Name: func() string { return "web1" }, Record: func() (catalog.Volume, bool) { return r.get(), true }, Revise: r.revise, Owned: func(context.Context) error { return nil }, Joined: func() error { return nil },
 	})
 	v, err := volume.Open(volume.Config{Dir: dir, ID: body.ID, Epoch: body.Epoch, Size: body.Size, Persist: g.Persist, Followed: true, Advanced: g.Advanced, SegmentSize: 1 << 20})
 	if err != nil {

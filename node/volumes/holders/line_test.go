@@ -21,6 +21,7 @@ type line struct {
 	id   content.VolumeID
 	base content.Position
 	segs []*lineSegment
+	bad  error // of who reads it
 }
 
 type lineSegment struct {
@@ -125,6 +126,9 @@ func (l *line) Held(uint64) {}
 func (l *line) ReadSegments(w io.Writer, after content.Position, _ int64) (content.Position, int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.bad != nil {
+		return after, 0, l.bad
+	}
 	for _, s := range l.segs {
 		if s.end().Seq <= after.Seq {
 			continue

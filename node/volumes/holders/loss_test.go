@@ -178,7 +178,7 @@ func TestALostCopyIsFilledInPlace(t *testing.T) {
 	r.never = func(body catalog.Volume) bool { return len(body.Holders) == 0 }
 	r.mu.Unlock()
 	h := all[1].store.volumes[theVolume]
-	if err := h.sweep(h.note.claim); err != nil {
+	if err := h.sweep(h.note.claim, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	heir := func() error {

@@ -186,6 +186,7 @@ func (w *world) start(at int, l *line) *modelWriter {
 			err := w.change(m, func(v *catalog.Volume) error { v.Epoch = max(v.Epoch, epoch) + 1; return nil })
 			return w.known(m).Epoch, err
 		},
+		Joined: func() error { return nil },
 		Owned: func(context.Context) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()

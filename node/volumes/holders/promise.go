@@ -45,14 +45,15 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 			h.store.forget(h)
 		}
 	}()
-	if err := h.sync(); err != nil { // so that the answer has all that was acknowledged, and nothing else
+	end, err := h.settle()
+	if err != nil {
 		return nil, nil, err
 	}
 	next := note{m.Claim, n.base, to, n.whole, m.Name, slices.Clone(m.Ancestors)}
 	switch {
 	case m.Begin:
 		next.whole = m.Whole
-	case m.Claim != n.claim && h.end() < n.whole: // a record may name this holder all the same
+	case m.Claim != n.claim && end < n.whole: // a record may name this holder all the same
 		return nil, nil, fmt.Errorf("%w: what was lost here of volume %s is being filled again, and is not whole before entry %d", content.ErrNotFound, h.id, n.whole)
 	}
 	if len(m.Ancestors) == 0 { // who inherits does not know of them yet
@@ -72,11 +73,19 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	return h.said(), nil, nil
 }
 
-// end is the last entry that is durable here, or in the bucket. Called with syncing.
-func (h *held) end() uint64 {
+// settle has what is held be what was acknowledged, and nothing else: segments that nobody was told of
+// may be merged by now. It returns the last entry that is durable here, or in the bucket. Called with syncing.
+func (h *held) settle() (end uint64, err error) {
+	if err := h.sync(); err != nil {
+		return 0, err
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.said().End().Seq
+	said := h.said()
+	for err == nil && len(h.chain) > len(said.Segments) {
+		err = h.unlink(len(h.chain) - 1)
+	}
+	return said.End().Seq, err
 }
 
 // rebase writes a note, and lets go of what is not behind its base. Called with syncing.
@@ -191,6 +200,7 @@ func (h *held) reopen(s *segment) (err error) {
 func (h *held) drop(m wire.Drop) error {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
+	_ = h.load() // admits says what is wrong
 	h.mu.Lock()
 	err, n := h.admits(m.Claim), h.note
 	h.mu.Unlock()
@@ -206,15 +216,15 @@ func (h *held) drop(m wire.Drop) error {
 	return h.rebase(n)
 }
 
-// sweep removes what is held for a claim, unless another came meanwhile.
-func (h *held) sweep(c wire.Claim) error {
+// sweep removes what is held for a claim, unless somebody came since.
+func (h *held) sweep(c wire.Claim, since time.Time) error {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
 	if err := h.load(); err != nil && !errors.Is(err, content.ErrCorrupt) { // what is damaged goes, too
 		return err
 	}
 	h.mu.Lock()
-	same := h.note.claim == c
+	same := h.note.claim == c && !h.spoken.After(since)
 	h.mu.Unlock()
 	if !same {
 		return content.ErrConflict
@@ -393,9 +403,8 @@ func (h *held) linked(i int) error {
 	return nil
 }
 
-// loadLast takes away what a loss of power may have left of an entry, or in its place, at
-// the end of the last segment, and all of a merged one that is not whole: then there is
-// another one to look at.
+// loadLast takes away what a loss of power may have left of an entry, or in its place, at the end of the last
+// segment, and all of a merged one that is not whole: then there is another one to look at.
 func (h *held) loadLast(s *segment) (again bool, err error) {
 	if err := h.reopen(s); err != nil {
 		return false, err

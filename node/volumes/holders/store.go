@@ -260,16 +260,15 @@ func (s Said) frees(id content.VolumeID, c wire.Claim) bool {
 	return !s.Holder && s.Epoch >= c.Epoch
 }
 
-// Sweep lets go of what records say is not needed any more, of volumes that nobody has
-// spoken of for a while: record looks one up, by its name, for sure. An error keeps what is
-// held. It returns how many volumes went.
+// Sweep lets go of what records say is not needed any more, of volumes that nobody has spoken of for a while:
+// record looks one up, by its name, for sure. An error keeps what is held. It returns how many volumes went.
 func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Context, string) (Said, error)) (went int) {
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.volumes))
 	s.mu.Unlock()
 	for _, h := range all {
 		n, at, err := h.look()
-		if errors.Is(err, content.ErrCorrupt) && now.Sub(at) >= damagedAfter && h.sweep(n.claim) == nil {
+		if errors.Is(err, content.ErrCorrupt) && now.Sub(at) >= damagedAfter && h.sweep(n.claim, at) == nil {
 			went++
 		}
 		if err != nil || now.Sub(at) < sweepAfter || ctx.Err() != nil {
@@ -279,7 +278,7 @@ func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Co
 		switch {
 		case err != nil:
 		case said.frees(h.id, n.claim):
-			if err := h.sweep(n.claim); err == nil {
+			if err := h.sweep(n.claim, at); err == nil {
 				went++
 			}
 		case said.ID == h.id && said.Epoch >= n.claim.Epoch && said.Base.Seq > n.base.Seq:

@@ -96,6 +96,39 @@ func TestSweepOfTheDead(t *testing.T) {
 	}
 }
 
+// TestSweepBesideAWriter: who comes again while the record is read, which does not name the holder
+// yet, finds what it has brought, although the claim is the same.
+func TestSweepBesideAWriter(t *testing.T) {
+	l, w, d := threeSegments(), someone("north"), newDisk(t)
+	promise := wire.Promise{Claim: claim(2), Name: "web1", Begin: true}
+	d.must(w, promise)
+	d.Sweep(t.Context(), time.Now().Add(sweepAfter), func(context.Context, string) (Said, error) {
+		d.must(w, promise)
+		d.must(w, l.pieceOf(claim(2), 0, 0))
+		return Said{Version: 2, ID: theVolume, Epoch: 2}, nil
+	})
+	if held := d.must(w, wire.Status{Claim: claim(2)}); len(held.Segments) != 1 {
+		t.Errorf("%+v, want what the writer has brought", held)
+	}
+	_ = d.Close()
+}
+
+// TestSweepAfterAStart: what a record has got since goes, too, where nobody has asked the holder
+// for anything since it started.
+func TestSweepAfterAStart(t *testing.T) {
+	l, w, d := threeSegments(), someone("north"), newDisk(t)
+	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
+	d.must(w, l.pieceOf(claim(2), 0, 0))
+	d.kill()
+	d.Sweep(t.Context(), time.Now().Add(2*sweepAfter), func(context.Context, string) (Said, error) {
+		return Said{Version: 2, ID: theVolume, Epoch: 2, Holder: true, Base: l.segs[0].end()}, nil
+	})
+	if used, _ := d.Used(); used != 0 {
+		t.Errorf("%d bytes are left that the bucket has", used)
+	}
+	_ = d.Close()
+}
+
 // TestDamagedNotesGo: what is held by a note that nobody can read, or by none, stays for long
 // enough to be saved, and not for ever.
 func TestDamagedNotesGo(t *testing.T) {

@@ -36,13 +36,11 @@ const (
 
 	// tickInterval is how often a writer looks at the time and at who is alive.
 	tickInterval = time.Second
-	// fillAfter and fillJitter say when a holder that is lost is replaced: later than one
-	// that was cut off for a moment is asked again, and not at once for all its volumes. For
-	// so long a guest waits that flushes.
+	// fillAfter and fillJitter say when a holder that is lost is replaced: later than one that was cut off for
+	// a moment is asked again, and not at once for all its volumes. For so long a guest waits that flushes.
 	fillAfter  = 1500 * time.Millisecond
 	fillJitter = 2500 * time.Millisecond
-	// ownedAfter is how often a degraded volume's record is read: nobody else would say that
-	// it was taken over.
+	// ownedAfter is how often a degraded volume's record is read: nobody else would say that it was taken over.
 	ownedAfter = 3 * time.Second
 	// nextAfter is how often a flush looks for whom to ask, where there is nobody yet.
 	nextAfter = 50 * time.Millisecond
@@ -120,9 +118,8 @@ func NewWriter(cfg WriterConfig, floor uint64) *Writer {
 	}
 }
 
-// Run follows the holders until ctx ends, or the volume was taken over: then it fails
-// with ErrFenced, as all flushes do from then on; with ErrClosed where it is this node's
-// under a later epoch.
+// Run follows the holders until ctx ends, or the volume was taken over: then it fails with ErrFenced, as all
+// flushes do from then on; with ErrClosed where it is this node's under a later epoch.
 func (w *Writer) Run(ctx context.Context, j Journal) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
@@ -148,11 +145,14 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		now, _ := w.cfg.Record()
 		w.Based(now.Through()) // a fold tells nobody
 		w.step(quorum.Tick{Now: w.cfg.now(), Live: w.ranked()})
-		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
+		w.mu.Lock()
+		flushed := w.target
+		w.mu.Unlock()
+		w.step(quorum.Flushing{Seq: flushed}) // one may have begun before
 		select {
 		case <-tick:
 		case <-w.halted:
-			return w.Err()
+			return w.stopped // for good
 		case <-ctx.Done():
 			w.stop(content.ErrClosed)
 			return nil
@@ -248,20 +248,6 @@ func (w *Writer) stop(err error) {
 	}
 }
 
-// flushed is up to where a flush was asked for.
-func (w *Writer) flushed() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.target
-}
-
-// Err is why the writer has stopped for good, nil if it has not.
-func (w *Writer) Err() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.stopped
-}
-
 // Want changes how many holders there are, and whether flushes go on without.
 func (w *Writer) Want(k int, alone bool) {
 	w.mu.Lock()
@@ -271,14 +257,6 @@ func (w *Writer) Want(k int, alone bool) {
 	if !same {
 		w.step(quorum.Wanted{K: k, Lone: alone})
 	}
-}
-
-// joined is called before a holder gets, or is named for, what comes behind where the journal began.
-func (w *Writer) joined() error {
-	if w.cfg.Joined == nil {
-		return nil
-	}
-	return w.cfg.Joined()
 }
 
 // commit writes who the holders are.
@@ -292,7 +270,7 @@ func (w *Writer) commit(ctx context.Context, r quorum.Record) {
 		case v.DegradedSince.IsZero():
 			v.DegradedSince = now
 		}
-		return w.joined()
+		return w.cfg.Joined()
 	})
 	switch {
 	case err == nil:
@@ -315,9 +293,8 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Persist is what a volume.Config has. ErrUnavailable means that too few holders could be
-// reached or filled, see FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is
-// not whom to ask any more.
+// Persist is what a volume.Config has. ErrUnavailable means that too few holders could be reached or filled,
+// see FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is not whom to ask any more.
 func (w *Writer) Persist(ctx context.Context, upTo content.Position) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, FillWait, context.DeadlineExceeded)
 	defer cancel()

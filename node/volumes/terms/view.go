@@ -25,8 +25,7 @@ const (
 	StateOpening     State = "opening"
 	StateAttached    State = "attached"
 	StateUncommitted State = "uncommitted"
-	// StateDetached is this node's still, and StateReleased is anybody's: what is here the
-	// bucket has too.
+	// StateDetached is this node's still, and StateReleased is anybody's: what is here the bucket has too.
 	StateDetached State = "detached"
 	StateReleased State = "released"
 	// StateFull is served, and its writes fail: the disk of the data folder is full.

@@ -4,12 +4,11 @@
 //
 // # The rule
 //
-// A flush is acknowledged when everybody has it whom the volume's record names, or may
-// name: while a change of the record is under way, or its outcome is not known, those of
-// before and of after have to have it. So whoever takes the volume over, by whatever
-// record it reads, finds each acknowledged flush with each single holder that it names.
-// Nothing new is acknowledged where a record may name fewer than k, unless the record says
-// that the volume is degraded: then this node alone is enough.
+// A flush is acknowledged when everybody has it whom the volume's record names, or may name: while a change of
+// the record is under way, or its outcome is not known, those of before and of after have to have it. So
+// whoever takes the volume over, by whatever record it reads, finds each acknowledged flush with each single
+// holder that it names. Nothing new is acknowledged where a record may name fewer than k, unless the record
+// says that the volume is degraded: then this node alone is enough.
 package quorum
 
 import (
@@ -67,15 +66,13 @@ type (
 	}
 	// Lost says that a member could not be reached, refuses, or has no room.
 	Lost struct{ Member trust.PublicKey }
-	// Empty says that a member which the record names has nothing of the volume, or not
-	// all that it had. It begins anew once the record was written again as it is: whoever was
-	// about to take the volume over by it is too late then, and who comes later finds out
-	// that this one is not whole. So the record never says that nobody holds what was
-	// acknowledged, and no flush waits for the bucket.
+	// Empty says that a member which the record names has nothing of the volume, or not all that it had. It
+	// begins anew once the record was written again as it is: whoever was about to take the volume over by it
+	// is too late then, and who comes later finds out that this one is not whole. So the record never says that
+	// nobody holds what was acknowledged, and no flush waits for the bucket.
 	Empty struct{ Member trust.PublicKey }
-	// Behind says that a member can't have what is written, before Based: what it lacks was
-	// merged with what it has, or with what the bucket has. If the record names it, it is named
-	// until others have all.
+	// Behind says that a member can't have what is written, before Based: what it lacks was merged with what it
+	// has, or with what the bucket has. If the record names it, it is named until others have all.
 	Behind struct{ Member trust.PublicKey }
 	// Based says that the record has more of the journal, which holders need not.
 	Based struct{}
@@ -166,8 +163,7 @@ func (s *State) Step(e Event) []Action {
 	return append(s.follow(), s.write()...)
 }
 
-// Acknowledged is up to which seq flushes may be acknowledged, among those that this
-// node has durable itself.
+// Acknowledged is up to which seq flushes may be acknowledged, among those that this node has durable itself.
 func (s *State) Acknowledged() uint64 { return s.acknowledged }
 
 // Needed is up to where a member has to have everything that the record is to name.
@@ -296,7 +292,10 @@ func (e Recorded) change(s *State) {
 func (Confirmed) change(s *State) { s.confirmed = s.now }
 
 func (Doubted) change(s *State) {
-	s.maybe, s.next, s.writing = append(s.maybe, *s.next), nil, false
+	if !slices.ContainsFunc(s.maybe, s.next.equal) { // which may be tried for days
+		s.maybe = append(s.maybe, *s.next)
+	}
+	s.next, s.writing = nil, false
 }
 
 func (e Wanted) change(s *State) { s.k, s.lone = e.K, e.Lone }
@@ -311,7 +310,7 @@ func (s *State) reach() uint64 {
 }
 
 func (s *State) reachOf(r Record) uint64 {
-	if r.Degraded && s.now.Sub(s.confirmed) < aloneFor {
+	if r.Degraded && s.lone && s.now.Sub(s.confirmed) < aloneFor {
 		return s.flushing // which this node has
 	}
 	if len(r.Holders) < s.k {

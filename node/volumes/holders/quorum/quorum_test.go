@@ -128,6 +128,48 @@ func TestAlone(t *testing.T) {
 	}
 }
 
+// TestAloneNoMore: who takes back that flushes go on alone has those wait that come then, though the
+// record says degraded still, until as many have all as are asked for.
+func TestAloneNoMore(t *testing.T) {
+	s := New(1, true, Record{Holders: keys(1), Degraded: true}, 0)
+	s.Step(Tick{time.Unix(0, 0), nil})
+	s.Step(Confirmed{})
+	s.Step(Flushing{5})
+	if s.Acknowledged() != 5 {
+		t.Fatalf("acknowledged %d of 5 alone", s.Acknowledged())
+	}
+	s.Step(Wanted{K: 1})
+	s.Step(Flushing{9})
+	s.Step(Confirmed{})
+	if s.Acknowledged() != 5 {
+		t.Errorf("acknowledged %d alone, which was taken back at 5", s.Acknowledged())
+	}
+	s.Step(Tick{time.Unix(60, 0), keys(1)})
+	s.Step(Had{key(1), 9})
+	s.Step(Recorded{Record{Holders: keys(1)}})
+	if s.Acknowledged() != 9 {
+		t.Errorf("acknowledged %d of 9, which the holder has", s.Acknowledged())
+	}
+}
+
+// TestDoubtedForLong: while the origin is away the same change is tried again and again, which is one
+// that the record may say.
+func TestDoubtedForLong(t *testing.T) {
+	s := New(1, false, Record{Holders: keys(1)}, 0)
+	s.Step(Tick{time.Unix(0, 0), keys(2)})
+	s.Step(Lost{key(1)})
+	tried := s.Step(Had{key(2), 5})
+	for range 100 {
+		if len(tried) != 1 {
+			t.Fatalf("%v, want it tried again", tried)
+		}
+		tried = s.Step(Doubted{})
+	}
+	if n := len(s.records()); n > 3 {
+		t.Errorf("the record may say %d things, of which two differ", n)
+	}
+}
+
 // TestWiped: a holder that has lost what it had stays one by the record, which nobody can
 // take the volume over by meanwhile, and begins anew once that was written as it is.
 func TestWiped(t *testing.T) {
