@@ -129,11 +129,10 @@ func (a *attached) set(base *catalog.Record, body catalog.Volume) {
 	a.base, a.body = base, body
 }
 
-// revise changes the volume's record, which must be this node's: over the one that is known, and
-// again over the one that is there where that is another of this node. ErrFenced means that it is
-// another's by now, and the volume stops; ErrUnavailable and bucket.ErrUnknown that the change may
-// be there or not, and the next revise finds out. change is called with what the record says, maybe
-// more than once, also with what an earlier call has made of it. It must not keep what it is given.
+// revise changes the volume's record, which must be this node's: over the one that is known, and again over the one that is there
+// where that is another of this node. ErrFenced means that it is another's by now, and the volume stops; ErrUnavailable and
+// bucket.ErrUnknown that the change may be there or not, and the next revise finds out. change is called with what the record says,
+// maybe more than once, also with what an earlier call has made of it. It must not keep what it is given.
 func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) error) error {
 	ctx, end, err := a.turn.Have(ctx)
 	if err != nil {
@@ -322,7 +321,9 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	if a.heir != nil { // its holders are named until they are
 		body.Holders, body.DegradedSince = a.heir.Holders, time.Time{}
 	}
-	_ = a.spec.Change(&body) // one that is stale was refused
+	if err := a.spec.Change(&body); err != nil {
+		return nil, err
+	}
 	r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 	switch {
 	case err == nil:
@@ -411,8 +412,7 @@ func (a *attached) stop(ctx context.Context) error {
 	err := a.fenced()
 	a.gate.End(err)
 	if a.vol == nil {
-		e, kept := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Taken = why })
-		return errors.Join(a.v.takenError(e), kept)
+		return a.gone(ctx, why)
 	}
 	select {
 	case a.v.losing <- struct{}{}:

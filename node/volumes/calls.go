@@ -74,9 +74,8 @@ func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
 	}
 }
 
-// Move has another node of the farm, by its name or ID, attach a volume of this node.
-// What was written goes to the bucket first; NBD clients that connect anew go on there, a
-// disk must not be in use. Where the other does not attach it, this node has it again.
+// Move has another node of the farm, by its name or ID, attach a volume of this node. What was written goes to the bucket first;
+// NBD clients that connect anew go on there, a disk must not be in use. Where the other does not attach it, this node has it again.
 func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "move volume %q", name)

@@ -89,7 +89,9 @@ func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e ind
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
-	_ = spec.Change(&e.Volume) // nobody was there before
+	if err = spec.Change(&e.Volume); err != nil {
+		return e, from, err
+	}
 	rand.Read(e.ID[:])
 	switch blank := spec.From == (content.Ref{}); {
 	case blank && e.Size == 0:

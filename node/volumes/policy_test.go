@@ -315,3 +315,19 @@ func TestForkIsHeld(t *testing.T) {
 	p.b.put(t, "fork", Spec{Takeover: true})
 	p.b.is(t, "fork", want)
 }
+
+// TestDegradeIsOfHolders: what a volume without holders does without them is no question, and is not kept in silence.
+func TestDegradeIsOfHolders(t *testing.T) {
+	w := newPair(t).a
+	for _, policy := range []string{"", catalog.PolicyLocal, catalog.PolicyOrigin} {
+		if _, _, err := w.Put(t.Context(), "disk", Spec{Size: testSize, Durability: policy, Degrade: catalog.PolicyLocal}); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("%q: %v", policy, err)
+		}
+	}
+	w.put(t, "disk", Spec{Size: testSize})
+	if _, _, err := w.Put(t.Context(), "disk", Spec{Degrade: catalog.PolicyLocal}); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("attached: %v", err)
+	}
+	w.put(t, "disk", Spec{Durability: "farm:1", Degrade: catalog.PolicyLocal})
+	w.put(t, "disk", Spec{Durability: catalog.PolicyLocal})
+}

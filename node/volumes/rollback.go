@@ -14,10 +14,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Rollback makes a volume what it was at a snapshot of it, which becomes durable before: what
-// differs is written anew, so that its journal only ever goes on, and the snapshots since stay.
-// Nobody may have it open. Its record says so until that is done, and whoever serves the volume
-// completes it before anybody reads: after a failure, a crash, or a takeover by another node.
+// Rollback makes a volume what it was at a snapshot of it, which becomes durable before: what differs is written anew, so that its
+// journal only ever goes on, and the snapshots since stay. Nobody may have it open. Its record says so until that is done, and
+// whoever serves the volume completes it before anybody reads: after a failure, a crash, or a takeover by another node.
 func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)
@@ -58,9 +57,8 @@ func (v *Volumes) mayRoll(ctx context.Context, name, id string) (uint64, error) 
 	return body.Number, err
 }
 
-// rollTo has the record of a volume that nobody uses say that it is being rolled back. That
-// it may is noted before: where nobody can tell whether the record says so, what it was is
-// not served, as what is written to that would go once the record is read.
+// rollTo has the record of a volume that nobody uses say that it is being rolled back. That it may is noted before: where nobody
+// can tell whether the record says so, what it was is not served, as what is written to that would go once the record is read.
 func (a *attached) rollTo(ctx context.Context, id string, number uint64) error {
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		body.Rolling = number

@@ -67,7 +67,7 @@ func (a *attached) serve(ctx context.Context) (err error) {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}
 	if a.vol, err = volume.Open(cfg); err == nil {
-		if err := a.isCurrent(e); err != nil {
+		if err := a.isCurrent(ctx, e); err != nil {
 			err = errors.Join(err, a.vol.Close())
 			a.vol = nil
 			return err
@@ -107,18 +107,20 @@ func (v *Volumes) journalOf(e index.Entry) volume.Config {
 
 // isCurrent fails where the bucket has what this disk has not: it is a copy of what it was once, and what it says since
 // is nothing. Without the record takeNext finds that out.
-func (a *attached) isCurrent(e index.Entry) (err error) {
+func (a *attached) isCurrent(ctx context.Context, e index.Entry) (err error) {
 	if _, _, st := a.record(); st.Stage == right.Unconfirmed {
-		if a.blind, err = a.v.index.Blinded(e.Name, a.vol.End().Seq); err != nil {
-			return err
-		}
+		a.blind, err = a.v.index.Blinded(e.Name, a.vol.End().Seq)
 	}
-	why := a.older(e.Volume, a.vol.End().Seq)
-	if !e.Committed || e.ReadOnly || why == "" {
-		return nil
+	if why := a.older(e.Volume, a.vol.End().Seq); err == nil && e.Committed && !e.ReadOnly && why != "" {
+		err = a.gone(ctx, why)
 	}
-	e, err = a.v.index.Change(e.Name, func(e *index.Entry) { e.Taken = why })
-	return errors.Join(a.v.takenError(e), err)
+	return err
+}
+
+// gone notes that what is not served is this node's no more. Who has its disk open from before a start waits for nobody.
+func (a *attached) gone(ctx context.Context, why string) error {
+	e, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Taken = why })
+	return errors.Join(a.v.takenError(e), err, a.v.doors.GiveUpDisk(ctx, e, true))
 }
 
 // older says why a disk whose journal ends with an entry, or did, is an older copy; empty where it is none.

@@ -89,14 +89,16 @@ func (s Spec) Agrees(body catalog.Volume) error {
 	return nil
 }
 
-// Change has the record say what an attach asks for, unless that is Stale.
+// Change has the record say what an attach asks for, unless that is Stale, or ErrInvalid for its policy.
 func (s Spec) Change(body *catalog.Volume) error {
 	if s.Generation != 0 && s.Generation < body.Generation {
 		return Stale(body.Generation, s.Generation)
 	}
-	if s.Durability != "" {
-		body.Policy = s.Durability
+	policy := cmp.Or(s.Durability, body.Policy)
+	if k, err := catalog.PolicyHolders(policy); err == nil && k == 0 && s.Degrade == catalog.PolicyLocal {
+		return fmt.Errorf("%w: degrade is of use with durability farm:K, and this is %s", content.ErrInvalid, policy)
 	}
+	body.Policy = policy
 	if s.Degrade != "" {
 		body.Degrade = strings.TrimSuffix(s.Degrade, noDegrade)
 	}
