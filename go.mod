@@ -36,6 +36,7 @@ require (
 
 require (
 	github.com/KimMachineGun/automemlimit v1.0.1
+	github.com/PlakarKorp/go-cdc-chunkers v1.1.0
 	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/lmittmann/tint v1.1.2
 	github.com/pkg/xattr v0.4.12

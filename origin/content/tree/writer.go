@@ -1,0 +1,267 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
+	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // which it knows by name
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// ChunkSize is the most that a chunk of a tree has, chunkTypical what it has as a rule, and chunkLeast the
+	// least, but for the last of a segment: as disks have, so that runs and caches know one size.
+	ChunkSize    = content.ChunkSizeDefault
+	chunkTypical = 64 << 10
+	chunkLeast   = 16 << 10
+	// largeMin is the least file that is a segment of its own: of a smaller one most chunks would be short.
+	largeMin = 64 << 10
+	// Small files are one segment until it has groupLeast and the name of the last says so by one chance in
+	// groupOdds: a file that comes or goes leaves the other groups as they are. groupMost ends one in any case.
+	groupLeast, groupMost = 64 << 10, 1 << 20
+	groupOdds             = 8
+)
+
+// Config says where a Writer's chunks go.
+type Config struct {
+	Codec *content.Codec
+	// Add takes the next chunk: 1 to ChunkSize bytes, valid until it returns.
+	Add func(ctx context.Context, index uint64, raw []byte) error
+}
+
+// Writer writes a tree that is given to it in the order of a walk: Enter the top, what is in it by rising names
+// (Add, or Enter … Leave), Leave, Close. It keeps all entries in memory, some 100 bytes each. Not safe for
+// concurrent use; after an error it is of no more use.
+type Writer struct {
+	cfg     Config
+	cutter  *chunkers.Chunker
+	open    []*folder // from the top to the one that is in hand
+	top     *folder   // once it was left
+	group   []part    // small files that are not written yet
+	grouped int64
+	next    uint64
+	table   []byte
+	sums    Sums
+}
+
+// Sums is how much is in a tree.
+type Sums struct {
+	// Files are regular ones that are no other name of one, Folders count the top, and Others are the rest.
+	Files, Folders, Others uint64
+	Data                   int64 // bytes of files that are not in holes
+}
+
+// folder is one that was not left yet.
+type folder struct {
+	Entry
+	entries  []Entry
+	listings [][]byte // of those in it
+}
+
+// part is a file that is to be read: as many bytes as its entry has Data.
+type part struct {
+	name string
+	data int64
+	open func() (io.ReadCloser, error)
+}
+
+// NewWriter returns one that has written nothing.
+func NewWriter(cfg Config) (*Writer, error) {
+	cutter, err := chunkers.NewChunker("fastcdc", nil, &chunkers.ChunkerOpts{MinSize: chunkLeast, NormalSize: chunkTypical, MaxSize: ChunkSize})
+	if err != nil {
+		return nil, fmt.Errorf("cut by content: %w", err)
+	}
+	return &Writer{cfg: cfg, cutter: cutter}, nil
+}
+
+// Enter begins a folder; the first is the top, which has no name.
+func (w *Writer) Enter(e Entry) error {
+	if err := e.check(len(w.open) == 0); err != nil {
+		return invalid(err)
+	}
+	w.sums.Folders++
+	w.open = append(w.open, &folder{Entry: e})
+	return nil
+}
+
+// Add adds what is no folder to the one that is in hand. open gives the bytes of a regular file, or of its ranges,
+// one behind the other, as many as Data says; it may be called until Close.
+func (w *Writer) Add(ctx context.Context, e Entry, open func() (io.ReadCloser, error)) error {
+	if err := e.check(false); err != nil {
+		return invalid(err)
+	}
+	if e.Is(Regular) && len(e.Same) == 0 {
+		w.sums.Files++
+	} else {
+		w.sums.Others++
+	}
+	f := w.open[len(w.open)-1]
+	f.entries, f.Data, w.sums.Data = append(f.entries, e), f.Data+e.Data, w.sums.Data+e.Data
+	p := part{string(e.Name), e.Data, open}
+	switch {
+	case e.Data == 0:
+		return nil
+	case e.Data >= largeMin:
+		if err := w.endGroup(ctx); err != nil {
+			return err
+		}
+		return w.segment(ctx, []part{p})
+	}
+	w.group, w.grouped = append(w.group, p), w.grouped+e.Data
+	if w.grouped >= groupMost || w.grouped >= groupLeast && content.Weight(p.name, "")%groupOdds == 0 {
+		return w.endGroup(ctx)
+	}
+	return nil
+}
+
+// Leave ends the folder that is in hand.
+func (w *Writer) Leave() error {
+	f := w.open[len(w.open)-1]
+	own, err := encodeListing(w.cfg.Codec, f.entries)
+	if err != nil {
+		return fmt.Errorf("folder %.300q: %w", f.Name, err)
+	}
+	if len(own) > listingMax {
+		return fmt.Errorf("folder %.300q: %w: its listing takes %d bytes, at most %d may be", f.Name, content.ErrInvalid, len(own), listingMax)
+	}
+	f.Own, f.entries = int64(len(own)), nil
+	f.listings = append([][]byte{own}, f.listings...)
+	if w.open = w.open[:len(w.open)-1]; len(w.open) == 0 {
+		w.top = f
+		return nil
+	}
+	in := w.open[len(w.open)-1]
+	in.entries, in.listings = append(in.entries, f.Entry), append(in.listings, f.listings...)
+	in.Data, in.Below = in.Data+f.Data, in.Below+f.Own+f.Below
+	return nil
+}
+
+// Close writes what is left, and ends the tree.
+func (w *Writer) Close(ctx context.Context) (Sums, error) {
+	if w.top == nil {
+		return w.sums, errors.New("the top of the tree was not left")
+	}
+	if err := w.endGroup(ctx); err != nil {
+		return w.sums, err
+	}
+	top, err := w.cfg.Codec.Marshal(w.top.Entry)
+	if err != nil {
+		return w.sums, err
+	}
+	if err := w.cut(ctx, &listed{append([][]byte{top}, w.top.listings...)}); err != nil {
+		return w.sums, err
+	}
+	last := end{w.next, int64(len(w.table)), int64(len(top)), w.sums}.encode()
+	for table := w.table; len(table) > 0; {
+		n := min(len(table), ChunkSize)
+		if err := w.add(ctx, table[:n]); err != nil {
+			return w.sums, err
+		}
+		table = table[n:]
+	}
+	return w.sums, w.add(ctx, last)
+}
+
+func (w *Writer) endGroup(ctx context.Context) error {
+	parts := w.group
+	w.group, w.grouped = nil, 0
+	return w.segment(ctx, parts)
+}
+
+// segment writes files that are cut together.
+func (w *Writer) segment(ctx context.Context, parts []part) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	r := &reading{parts: parts}
+	return errors.Join(w.cut(ctx, r), r.Close())
+}
+
+// cut writes what r gives, in chunks whose lengths go into the table.
+func (w *Writer) cut(ctx context.Context, r io.Reader) error {
+	w.cutter.Reset(r)
+	for {
+		raw, err := w.cutter.Next()
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if len(raw) > 0 {
+			w.table = binary.AppendUvarint(w.table, uint64(len(raw)))
+			if err := w.add(ctx, raw); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+	}
+}
+
+func (w *Writer) add(ctx context.Context, raw []byte) error {
+	w.next++
+	return w.cfg.Add(ctx, w.next-1, raw)
+}
+
+// invalid is what is wrong with an entry that was given, and not read.
+func invalid(err error) error { return fmt.Errorf("%w: %v", content.ErrInvalid, err) }
+
+// reading reads files one behind the other, each as long as it is to be.
+type reading struct {
+	parts []part
+	now   io.ReadCloser
+	left  int64
+}
+
+func (r *reading) Read(p []byte) (n int, err error) {
+	for r.left == 0 {
+		if err := r.Close(); err != nil {
+			return 0, err
+		}
+		if len(r.parts) == 0 {
+			return 0, io.EOF
+		}
+		if r.now, err = r.parts[0].open(); err != nil {
+			return 0, err
+		}
+		r.left, r.parts = r.parts[0].data, r.parts[1:]
+	}
+	n, err = r.now.Read(p[:min(int64(len(p)), r.left)])
+	if r.left -= int64(n); err == io.EOF {
+		if err = nil; r.left > 0 {
+			err = fmt.Errorf("%w: a file has become %d bytes shorter while it was read", content.ErrConflict, r.left)
+		}
+	}
+	return n, err
+}
+
+// Close closes the file that is being read.
+func (r *reading) Close() (err error) {
+	if r.now != nil {
+		err = r.now.Close()
+	}
+	r.now = nil
+	return err
+}
+
+// listed reads listings one behind the other.
+type listed struct{ all [][]byte }
+
+func (l *listed) Read(p []byte) (n int, err error) {
+	for n < len(p) && len(l.all) > 0 {
+		m := copy(p[n:], l.all[0])
+		if n += m; m == len(l.all[0]) {
+			l.all = l.all[1:]
+		} else {
+			l.all[0] = l.all[0][m:]
+		}
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
