@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/files"
 )
 
 const chunk = content.ChunkSizeDefault
@@ -150,7 +151,7 @@ func TestExportGivesTheSameSparseFile(t *testing.T) {
 	if want := int64(3*chunk + 3*content.SectorSize); last != want {
 		t.Errorf("progress ended at %d, want %d", last, want)
 	}
-	if _, end, err := nextData(f, 2*chunk, c.size); err != nil || end > 10*chunk {
+	if _, end, err := files.NextData(f, 2*chunk, c.size); err != nil || end > 10*chunk {
 		t.Errorf("chunk 2 to 8 should be a hole: data ends at %d, %v", end, err)
 	}
 }

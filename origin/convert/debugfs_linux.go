@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/grangemesh/grange/origin/convert/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -97,26 +98,26 @@ func quoted(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `
 
 func (d *debugfs) prune(map[string]fact) error { return nil } // it is new
 
-func (d *debugfs) put(ctx context.Context, e *entry) error {
+func (d *debugfs) put(ctx context.Context, e *files.Entry) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err := d.place(e); err != nil {
-		return fmt.Errorf("write %q: %w", e.path, err)
+		return fmt.Errorf("write %q: %w", e.Path, err)
 	}
 	return nil
 }
 
-func (d *debugfs) place(e *entry) error {
-	name := path.Base(e.path)
-	if dir := path.Dir(e.path); dir != d.dir {
+func (d *debugfs) place(e *files.Entry) error {
+	name := path.Base(e.Path)
+	if dir := path.Dir(e.Path); dir != d.dir {
 		if _, err := d.do("cd " + quoted("/"+dir+"/.")); err != nil {
 			return err
 		}
 		d.dir = dir
 	}
-	old, exists := d.made[e.path]
-	if exists && e.is(unix.S_IFDIR) {
+	old, exists := d.made[e.Path]
+	if exists && e.Is(unix.S_IFDIR) {
 		return d.attributes(e, old)
 	}
 	if exists {
@@ -128,11 +129,11 @@ func (d *debugfs) place(e *entry) error {
 			return err
 		}
 	}
-	if e.same != "" {
-		ino := d.made[e.same]
-		d.made[e.path] = ino
+	if e.Same != "" {
+		ino := d.made[e.Same]
+		d.made[e.Path] = ino
 		d.links[ino]++
-		_, err := d.do("ln "+quoted("/"+e.same)+" "+quoted(name), fmt.Sprintf("sif %s links_count %d", ino, d.links[ino]))
+		_, err := d.do("ln "+quoted("/"+e.Same)+" "+quoted(name), fmt.Sprintf("sif %s links_count %d", ino, d.links[ino]))
 		return err
 	}
 	ino, err := d.create(e, name)
@@ -140,55 +141,55 @@ func (d *debugfs) place(e *entry) error {
 		return err
 	}
 	if ino == "" { // which debugfs does not say of all kinds
-		ino = quoted("/" + e.path)
+		ino = quoted("/" + e.Path)
 	}
-	d.made[e.path] = ino
+	d.made[e.Path] = ino
 	d.links[ino] = 1
 	return d.attributes(e, ino)
 }
 
-func (d *debugfs) create(e *entry, name string) (ino string, err error) {
-	switch e.mode & unix.S_IFMT {
+func (d *debugfs) create(e *files.Entry, name string) (ino string, err error) {
+	switch e.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		return d.do("mkdir " + quoted(name))
 	case unix.S_IFLNK:
-		return d.do("symlink " + quoted(name) + " " + quoted(e.target))
+		return d.do("symlink " + quoted(name) + " " + quoted(e.Target))
 	case unix.S_IFREG:
 		if err := d.part.Truncate(0); err != nil {
 			return "", err
 		}
-		err := e.data(func(p []byte, off int64) error {
+		err := e.Data(func(p []byte, off int64) error {
 			_, err := d.part.WriteAt(p, off)
 			return err
 		})
-		if err := errors.Join(err, d.part.Truncate(e.size)); err != nil {
+		if err := errors.Join(err, d.part.Truncate(e.Size)); err != nil {
 			return "", err
 		}
 		return d.do("write " + quoted(d.part.Name()) + " " + quoted(name))
 	case unix.S_IFCHR:
-		return d.do(fmt.Sprintf("mknod %s c %d %d", quoted(name), unix.Major(e.device), unix.Minor(e.device)))
+		return d.do(fmt.Sprintf("mknod %s c %d %d", quoted(name), unix.Major(e.Device), unix.Minor(e.Device)))
 	case unix.S_IFBLK:
-		return d.do(fmt.Sprintf("mknod %s b %d %d", quoted(name), unix.Major(e.device), unix.Minor(e.device)))
+		return d.do(fmt.Sprintf("mknod %s b %d %d", quoted(name), unix.Major(e.Device), unix.Minor(e.Device)))
 	}
 	return d.do("mknod " + quoted(name) + " p") // a socket, too: its mode makes it one
 }
 
-func (d *debugfs) attributes(e *entry, ino string) error {
+func (d *debugfs) attributes(e *files.Entry, ino string) error {
 	set := func(field string, value any) string { return fmt.Sprintf("sif %s %s %v", ino, field, value) }
-	epoch := (e.mtime.Sec - int64(int32(e.mtime.Sec))) >> 32 & 3 // the two bits that 32 lack
-	commands := []string{set("mode", fmt.Sprintf("0%o", e.mode)), set("uid", e.uid), set("gid", e.gid)}
+	epoch := (e.Mtime.Sec - int64(int32(e.Mtime.Sec))) >> 32 & 3 // the two bits that 32 lack
+	commands := []string{set("mode", fmt.Sprintf("0%o", e.Mode)), set("uid", e.UID), set("gid", e.GID)}
 	for _, which := range []string{"atime", "mtime"} {
-		commands = append(commands, set(which, fmt.Sprintf("@%d", uint32(e.mtime.Sec))), set(which+"_extra", e.mtime.Nsec<<2|epoch))
+		commands = append(commands, set(which, fmt.Sprintf("@%d", uint32(e.Mtime.Sec))), set(which+"_extra", e.Mtime.Nsec<<2|epoch))
 	}
 	if _, err := d.do(commands...); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.xattrs)) {
-		if err := os.WriteFile(d.part.Name(), []byte(e.xattrs[name]), 0o600); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(e.Xattrs)) {
+		if err := os.WriteFile(d.part.Name(), []byte(e.Xattrs[name]), 0o600); err != nil {
 			return err
 		}
 		if _, err := d.do("ea_set -f " + quoted(d.part.Name()) + " " + ino + " " + quoted(name)); err != nil {
-			d.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.path)
+			d.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.Path)
 		}
 	}
 	return nil

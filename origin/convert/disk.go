@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/files"
 	"github.com/grangemesh/grange/origin/convert/foreign"
 )
 
@@ -230,7 +231,7 @@ func (d rawDisk) NextData(off int64) (start, end int64, err error) {
 	if off >= d.source.Size() {
 		return 0, 0, d.atEnd(io.EOF)
 	}
-	start, end, err = nextData(d.file, d.base+off, d.base+d.source.Size())
+	start, end, err = files.NextData(d.file, d.base+off, d.base+d.source.Size())
 	return start - d.base, end - d.base, d.atEnd(err)
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/files"
 )
 
 // sparseTar is a tar of one file of that many zeros, which takes 512 bytes there.
@@ -58,7 +59,7 @@ func TestEndlessFilesOfATar(t *testing.T) {
 	}
 	ctx, cancel = context.WithCancel(t.Context())
 	cancel()
-	src := archive(sparseTar(t, 8<<40))
+	src := files.Archive(sparseTar(t, 8<<40))
 	if _, err := measure(ctx, src); !errors.Is(err, context.Canceled) {
 		t.Errorf("a file of 8 TiB, cancelled: %v", err)
 	}
@@ -67,9 +68,9 @@ func TestEndlessFilesOfATar(t *testing.T) {
 // many is a tree of empty files.
 type many int
 
-func (m many) each(_ context.Context, do func(*entry) error) error {
+func (m many) Each(_ context.Context, do func(*files.Entry) error) error {
 	for i := range int(m) {
-		if err := do(&entry{path: strconv.Itoa(i), mode: unix.S_IFREG}); err != nil {
+		if err := do(&files.Entry{Path: strconv.Itoa(i), Mode: unix.S_IFREG}); err != nil {
 			return err
 		}
 	}

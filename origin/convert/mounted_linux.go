@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/grangemesh/grange/origin/convert/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,7 +30,7 @@ type mounted struct {
 	buf    []byte
 	inodes map[uint64]bool // that were written, and are no other entry's
 	// folders are finished last: what is put into one changes its time.
-	folders map[string]*entry
+	folders map[string]*files.Entry
 }
 
 // mountable says why no file system can be mounted here; nil when one can.
@@ -97,7 +98,7 @@ func mount(ctx context.Context, f *os.File, lost losses) (*mounted, error) {
 	if err != nil {
 		return fail("fsmount", err)
 	}
-	m := &mounted{loop: loop, root: root, dir: -1, lost: lost, buf: make([]byte, readAtOnce), inodes: map[uint64]bool{}, folders: map[string]*entry{}}
+	m := &mounted{loop: loop, root: root, dir: -1, lost: lost, buf: make([]byte, files.ReadAtOnce), inodes: map[uint64]bool{}, folders: map[string]*files.Entry{}}
 	if err := m.enter("."); err != nil {
 		return nil, errors.Join(err, m.unmount(ctx))
 	}
@@ -149,23 +150,23 @@ func (m *mounted) prune(facts map[string]fact) error {
 	})
 }
 
-func (m *mounted) put(ctx context.Context, e *entry) error {
+func (m *mounted) put(ctx context.Context, e *files.Entry) error {
 	err := m.place(ctx, e)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.ELOOP) {
-		return fmt.Errorf("%q has no place in the tree: %w", e.path, err)
+		return fmt.Errorf("%q has no place in the tree: %w", e.Path, err)
 	}
 	if err != nil {
-		return fmt.Errorf("write %q: %w", e.path, err)
+		return fmt.Errorf("write %q: %w", e.Path, err)
 	}
 	return nil
 }
 
-func (m *mounted) place(ctx context.Context, e *entry) error {
+func (m *mounted) place(ctx context.Context, e *files.Entry) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	name := path.Base(e.path)
-	if err := m.enter(path.Dir(e.path)); err != nil {
+	name := path.Base(e.Path)
+	if err := m.enter(path.Dir(e.Path)); err != nil {
 		return err
 	}
 	var old unix.Stat_t
@@ -181,24 +182,24 @@ func (m *mounted) place(ctx context.Context, e *entry) error {
 		}
 	}
 	switch {
-	case e.same != "":
+	case e.Same != "":
 		if exists {
 			return nil
 		}
-		return unix.Linkat(m.root, e.same, m.dir, name, 0)
-	case e.is(unix.S_IFDIR):
-		m.folders[e.path] = e
+		return unix.Linkat(m.root, e.Same, m.dir, name, 0)
+	case e.Is(unix.S_IFDIR):
+		m.folders[e.Path] = e
 		if exists {
 			return nil
 		}
 		return unix.Mkdirat(m.dir, name, 0o700)
-	case e.is(unix.S_IFREG):
+	case e.Is(unix.S_IFREG):
 		err = m.content(ctx, e, name, exists)
 	case exists:
-	case e.is(unix.S_IFLNK):
-		err = unix.Symlinkat(e.target, m.dir, name)
+	case e.Is(unix.S_IFLNK):
+		err = unix.Symlinkat(e.Target, m.dir, name)
 	default:
-		err = unix.Mknodat(m.dir, name, e.mode, int(e.device))
+		err = unix.Mknodat(m.dir, name, e.Mode, int(e.Device))
 	}
 	if err != nil {
 		return err
@@ -207,26 +208,26 @@ func (m *mounted) place(ctx context.Context, e *entry) error {
 }
 
 // mayStay tells whether what is there can be made into e: it is of that kind, and no other entry's.
-func (m *mounted) mayStay(e *entry, name string, old *unix.Stat_t) bool {
+func (m *mounted) mayStay(e *files.Entry, name string, old *unix.Stat_t) bool {
 	switch {
-	case e.same != "":
+	case e.Same != "":
 		var same unix.Stat_t
-		return unix.Fstatat(m.root, e.same, &same, unix.AT_SYMLINK_NOFOLLOW) == nil && same.Ino == old.Ino
-	case old.Mode&unix.S_IFMT != e.mode&unix.S_IFMT:
+		return unix.Fstatat(m.root, e.Same, &same, unix.AT_SYMLINK_NOFOLLOW) == nil && same.Ino == old.Ino
+	case old.Mode&unix.S_IFMT != e.Mode&unix.S_IFMT:
 		return false
-	case e.is(unix.S_IFDIR):
+	case e.Is(unix.S_IFDIR):
 		return true
 	case m.inodes[old.Ino]:
 		return false
-	case e.is(unix.S_IFLNK):
+	case e.Is(unix.S_IFLNK):
 		target, err := os.Readlink(m.in(name))
-		return err == nil && target == e.target
+		return err == nil && target == e.Target
 	}
-	return e.is(unix.S_IFREG) || old.Rdev == e.device
+	return e.Is(unix.S_IFREG) || old.Rdev == e.Device
 }
 
 // content writes what differs from what is there, in place.
-func (m *mounted) content(ctx context.Context, e *entry, name string, exists bool) error {
+func (m *mounted) content(ctx context.Context, e *files.Entry, name string, exists bool) error {
 	flags := unix.O_RDWR | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if !exists {
 		flags |= unix.O_CREAT | unix.O_EXCL
@@ -235,20 +236,20 @@ func (m *mounted) content(ctx context.Context, e *entry, name string, exists boo
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), e.path)
+	f := os.NewFile(uintptr(fd), e.Path)
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	old := info.Size()
-	if old > e.size {
-		if old, err = e.size, f.Truncate(e.size); err != nil {
+	if old > e.Size {
+		if old, err = e.Size, f.Truncate(e.Size); err != nil {
 			return err
 		}
 	}
 	at := int64(0)
-	err = e.data(func(p []byte, off int64) error {
+	err = e.Data(func(p []byte, off int64) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -261,8 +262,8 @@ func (m *mounted) content(ctx context.Context, e *entry, name string, exists boo
 	if err == nil {
 		err = hollow(f, at, old)
 	}
-	if err == nil && old != e.size {
-		err = f.Truncate(e.size)
+	if err == nil && old != e.Size {
+		err = f.Truncate(e.Size)
 	}
 	return err
 }
@@ -272,8 +273,8 @@ func hollow(f *os.File, start, end int64) error {
 	if start >= end {
 		return nil
 	}
-	end = (end + block - 1) / block * block
-	if data, _, err := nextData(f, start, end); errors.Is(err, io.EOF) || err == nil && data >= end {
+	end = (end + files.Block - 1) / files.Block * files.Block
+	if data, _, err := files.NextData(f, start, end); errors.Is(err, io.EOF) || err == nil && data >= end {
 		return nil
 	} else if err != nil {
 		return err
@@ -291,8 +292,8 @@ func (m *mounted) write(f *os.File, p []byte, off, old int64) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	for at := 0; at < len(p); at += block {
-		b := p[at:min(at+block, len(p))]
+	for at := 0; at < len(p); at += files.Block {
+		b := p[at:min(at+files.Block, len(p))]
 		if at+len(b) <= n && bytes.Equal(b, m.buf[at:at+len(b)]) {
 			continue
 		}
@@ -305,52 +306,52 @@ func (m *mounted) write(f *os.File, p []byte, off, old int64) error {
 
 // attributes makes those that differ the same, in an order in which none undoes another: a new owner takes
 // capabilities and set-ID bits away, a new mode changes an access list.
-func (m *mounted) attributes(e *entry, name string) error {
+func (m *mounted) attributes(e *files.Entry, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(m.dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	if !e.is(unix.S_IFDIR) {
+	if !e.Is(unix.S_IFDIR) {
 		m.inodes[st.Ino] = true
 	}
-	owner := int(st.Uid) != e.uid || int(st.Gid) != e.gid
+	owner := int(st.Uid) != e.UID || int(st.Gid) != e.GID
 	if owner {
-		if err := unix.Fchownat(m.dir, name, e.uid, e.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fchownat(m.dir, name, e.UID, e.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
 	}
-	if !e.is(unix.S_IFLNK) && (owner || st.Mode != e.mode) {
-		if err := unix.Fchmodat(m.dir, name, e.mode&0o7777, 0); err != nil {
+	if !e.Is(unix.S_IFLNK) && (owner || st.Mode != e.Mode) {
+		if err := unix.Fchmodat(m.dir, name, e.Mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
 	if err := m.extended(e, m.in(name)); err != nil {
 		return err
 	}
-	if st.Mtim == e.mtime {
+	if st.Mtim == e.Mtime {
 		return nil
 	}
-	return unix.UtimesNanoAt(m.dir, name, []unix.Timespec{e.mtime, e.mtime}, unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(m.dir, name, []unix.Timespec{e.Mtime, e.Mtime}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-func (m *mounted) extended(e *entry, path string) error {
-	have, err := xattrsOf(path)
+func (m *mounted) extended(e *files.Entry, path string) error {
+	have, err := files.XattrsOf(path)
 	if err != nil {
 		return err
 	}
 	for name := range have {
-		if _, ok := e.xattrs[name]; !ok {
+		if _, ok := e.Xattrs[name]; !ok {
 			if err := unix.Lremovexattr(path, name); err != nil && name != "security.selinux" { // which the host's policy gives
 				return err
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.xattrs)) {
-		if value, ok := have[name]; ok && value == e.xattrs[name] {
+	for _, name := range slices.Sorted(maps.Keys(e.Xattrs)) {
+		if value, ok := have[name]; ok && value == e.Xattrs[name] {
 			continue
 		}
-		if err := unix.Lsetxattr(path, name, []byte(e.xattrs[name]), 0); err != nil {
-			m.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.path)
+		if err := unix.Lsetxattr(path, name, []byte(e.Xattrs[name]), 0); err != nil {
+			m.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.Path)
 		}
 	}
 	return nil

@@ -17,9 +17,6 @@ func sameMoment(a, b fs.FileInfo) bool {
 	return a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// nextData takes the whole file for data: zeros in it are found by reading.
-func nextData(_ *os.File, off, size int64) (start, end int64, err error) { return off, size, nil }
-
 func (o Options) tree(context.Context) (Disk, error) {
 	return nil, fmt.Errorf("%w: a directory or tar file is made into a disk on Linux only; import a disk file", errors.ErrUnsupported)
 }

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/grangemesh/grange/origin/convert/files"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // randomTree makes a tree; the same names come again in another, as something else.
 func randomTree(t *rapid.T, dir string) {
 	folders := []string{"."}
-	var files []string
+	var regular []string
 	for range rapid.IntRange(1, 25).Draw(t, "entries") {
 		name := filepath.Join(rapid.SampledFrom(folders).Draw(t, "folder"), rapid.SampledFrom([]string{"a", "b", "c", "d", "lib", "-x", "ü \"'"}).Draw(t, "name"))
 		path := filepath.Join(dir, name)
@@ -34,8 +35,8 @@ func randomTree(t *rapid.T, dir string) {
 			err = os.Symlink(rapid.SampledFrom([]string{"a", "/lib", "../b", "gone"}).Draw(t, "target"), path)
 		case kind == "device":
 			err = unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, rapid.Uint32Range(0, 3).Draw(t, "minor"))))
-		case kind == "link" && len(files) > 0:
-			if err := os.Link(rapid.SampledFrom(files).Draw(t, "same"), path); err != nil {
+		case kind == "link" && len(regular) > 0:
+			if err := os.Link(rapid.SampledFrom(regular).Draw(t, "same"), path); err != nil {
 				t.Fatal(err)
 			}
 			continue
@@ -44,10 +45,10 @@ func randomTree(t *rapid.T, dir string) {
 			b := noise(rapid.SampledFrom([]string{"1", "2"}).Draw(t, "content"), int(size))
 			hole := int64(0)
 			if kind == "sparse" {
-				hole = size / 2 / block * block
+				hole = size / 2 / files.Block * files.Block
 			}
 			err = holed(path, b, hole)
-			files = append(files, path)
+			regular = append(regular, path)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -10,11 +10,9 @@ import (
 	"syscall"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/files"
 	"github.com/grangemesh/grange/origin/convert/foreign"
 )
-
-// block is what holes consist of, and the file systems that are made, in bytes: that of common ones.
-const block = 4 << 10
 
 // source is a file that is imported, or the part of it that is a disk: what is read
 // of it is checked to be of one moment.
@@ -148,7 +146,7 @@ func (s *Sparse) Write(p []byte) (int, error) {
 	if s.off+int64(len(p)) > content.SizeMax {
 		return 0, fmt.Errorf("%w: it is larger than the largest disk, %d bytes", content.ErrInvalid, int64(content.SizeMax))
 	}
-	err := notZero(p, s.off, func(b []byte, off int64) error {
+	err := files.NotZero(p, s.off, func(b []byte, off int64) error {
 		if s.left -= len(b); s.left < 0 {
 			next := max(roomStep, len(b))
 			if err := s.Room(int64(next)); err != nil {
@@ -168,24 +166,3 @@ func (s *Sparse) Write(p []byte) (int, error) {
 
 // Finish gives the file its length.
 func (s *Sparse) Finish() error { return s.File.Truncate(s.off) }
-
-// notZero calls yield with the runs of blocks in p, which lies at off, that are not all zeros.
-func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
-	start := -1 // of the run
-	for at, next := 0, 0; at < len(p); at = next {
-		next = min(len(p), at+block-int((off+int64(at))%block))
-		switch zero := content.IsZero(p[at:next]); {
-		case !zero && start < 0:
-			start = at
-		case zero && start >= 0:
-			if err := yield(p[start:at], off+int64(start)); err != nil {
-				return err
-			}
-			start = -1
-		}
-	}
-	if start < 0 {
-		return nil
-	}
-	return yield(p[start:], off+int64(start))
-}

@@ -3,7 +3,6 @@ package convert
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -40,21 +39,4 @@ func inUse(f *os.File, info fs.FileInfo) error {
 func sameMoment(a, b fs.FileInfo) bool {
 	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
 	return x.Size == y.Size && x.Mtim == y.Mtim && x.Ctim == y.Ctim
-}
-
-func nextData(f *os.File, off, size int64) (start, end int64, err error) {
-	start, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
-	switch {
-	case errors.Is(err, unix.ENXIO):
-		return 0, 0, io.EOF
-	case errors.Is(err, unix.EINVAL): // the file system can't tell
-		return off, size, nil
-	case err != nil:
-		return 0, 0, os.NewSyscallError("lseek", err)
-	}
-	end, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
-	if err != nil {
-		return 0, 0, os.NewSyscallError("lseek", err)
-	}
-	return start, min(end, size), nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/files"
 )
 
 const (
@@ -67,7 +68,7 @@ type writer interface {
 	// prune removes what is not among the facts.
 	prune(facts map[string]fact) error
 	// put makes the entry what it should be.
-	put(ctx context.Context, e *entry) error
+	put(ctx context.Context, e *files.Entry) error
 	// close ends the writing. It may be called again.
 	close(ctx context.Context) error
 }
@@ -131,8 +132,8 @@ func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 		err = w.prune(n.facts)
 	}
 	if err == nil {
-		err = src.each(ctx, func(e *entry) error {
-			e.mtime, _ = bounded(e.mtime)
+		err = src.Each(ctx, func(e *files.Entry) error {
+			e.Mtime, _ = bounded(e.Mtime)
 			return w.put(ctx, e)
 		})
 	}
@@ -176,34 +177,34 @@ func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, erro
 }
 
 // measure looks at the whole of a source once, and finds out whether it is whole.
-func measure(ctx context.Context, src listing) (needs, error) {
+func measure(ctx context.Context, src files.Listing) (needs, error) {
 	n := needs{facts: map[string]fact{}, lost: losses{}}
-	err := src.each(ctx, func(e *entry) error {
-		if n.facts[e.path] = (fact{e.is(unix.S_IFDIR), e.stamp}); len(n.facts) > filesMax {
+	err := src.Each(ctx, func(e *files.Entry) error {
+		if n.facts[e.Path] = (fact{e.Is(unix.S_IFDIR), e.Stamp}); len(n.facts) > filesMax {
 			return fmt.Errorf("%w: more than %d files and folders; import parts of the tree, or a disk that holds it", content.ErrInvalid, filesMax)
 		}
-		if e.lost != "" {
-			n.lost.add(e.lost, e.path)
+		if e.Lost != "" {
+			n.lost.add(e.Lost, e.Path)
 		}
-		if _, ok := bounded(e.mtime); !ok {
-			n.lost.add("its time is one that ext4 does not have: it has the next that there is", e.path)
+		if _, ok := bounded(e.Mtime); !ok {
+			n.lost.add("its time is one that ext4 does not have: it has the next that there is", e.Path)
 		}
-		n.bytes += int64(2 * (nameSize + len(filepath.Base(e.path))))
+		n.bytes += int64(2 * (nameSize + len(filepath.Base(e.Path))))
 		switch {
-		case e.same != "":
+		case e.Same != "":
 			return nil
-		case e.is(unix.S_IFDIR), e.is(unix.S_IFLNK) && len(e.target) > linkInside:
-			n.bytes += block
+		case e.Is(unix.S_IFDIR), e.Is(unix.S_IFLNK) && len(e.Target) > linkInside:
+			n.bytes += files.Block
 		}
 		inside := 0
-		for name, value := range e.xattrs {
+		for name, value := range e.Xattrs {
 			inside += len(name) + len(value)
 		}
 		if inside > xattrsInside {
-			n.bytes += block
+			n.bytes += files.Block
 		}
-		held, err := e.bytes()
-		n.bytes += (held + block - 1) / block * block
+		held, err := e.Bytes()
+		n.bytes += (held + files.Block - 1) / files.Block * files.Block
 		return err
 	})
 	return n, err
@@ -221,7 +222,7 @@ func (n needs) inodes() int64 { return int64(len(n.facts)) + int64(len(n.facts))
 
 // fitted returns a size that holds the tree with room to spare. No file system has more inodes than blocks.
 func (n needs) fitted() int64 {
-	size := max(n.bytes+n.bytes/2+n.inodes()*inodeSize, n.inodes()*block, fittedMin)
+	size := max(n.bytes+n.bytes/2+n.inodes()*inodeSize, n.inodes()*files.Block, fittedMin)
 	return (size + fittedRound - 1) / fittedRound * fittedRound
 }
 
@@ -239,7 +240,7 @@ func (o Options) create(ctx context.Context, n needs, f *os.File, plain bool) er
 	if err := checkSize(size); err != nil {
 		return err
 	}
-	if !n.fits(size) || size/block < int64(len(n.facts)) {
+	if !n.fits(size) || size/files.Block < int64(len(n.facts)) {
 		return fmt.Errorf("%w: %d files with %d bytes do not fit into --size %d; it would be %d by itself", content.ErrInvalid, len(n.facts), n.bytes, size, n.fitted())
 	}
 	if err := errors.Join(o.Room(n.bytes+n.inodes()*inodeSize), f.Truncate(size)); err != nil {
@@ -249,8 +250,8 @@ func (o Options) create(ctx context.Context, n needs, f *os.File, plain bool) er
 	if plain {
 		features += ",^metadata_csum"
 	}
-	inodes := min(max(n.inodes(), size/bytesPerInode), size/block)
-	return run(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(block), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(inodes, 10),
+	inodes := min(max(n.inodes(), size/bytesPerInode), size/files.Block)
+	return run(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(files.Block), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(inodes, 10),
 		"-O", features, "-E", "root_owner=0:0", f.Name())
 }
 
@@ -325,14 +326,14 @@ func finish(ctx context.Context, f *os.File, plain bool) error {
 }
 
 // compare says what has changed while the tree was written.
-func (o Options) compare(ctx context.Context, src listing, facts map[string]fact) error {
+func (o Options) compare(ctx context.Context, src files.Listing, facts map[string]fact) error {
 	if o.Format != Dir {
 		return nil
 	}
 	lost, seen := losses{}, 0
-	err := src.each(ctx, func(e *entry) error {
-		if f, ok := facts[e.path]; !ok || f.stamp != e.stamp {
-			lost.add("changed while the tree was read; import it when it is at rest, or a snapshot of it", e.path)
+	err := src.Each(ctx, func(e *files.Entry) error {
+		if f, ok := facts[e.Path]; !ok || f.stamp != e.Stamp {
+			lost.add("changed while the tree was read; import it when it is at rest, or a snapshot of it", e.Path)
 		}
 		seen++
 		return nil
@@ -381,4 +382,11 @@ func (l losses) texts() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+func (o Options) listing() files.Listing {
+	if o.Format == Tar {
+		return files.Archive(o.Path)
+	}
+	return files.Folder{Root: o.Path, Except: o.Except}
 }

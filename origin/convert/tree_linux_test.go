@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/files"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
@@ -55,7 +56,7 @@ func sparse(t *testing.T, path string, size int64, at ...int64) {
 	f, err := os.Create(path)
 	must(t, err, f.Truncate(size))
 	for _, off := range at {
-		_, err := f.WriteAt(noise(path, block), off)
+		_, err := f.WriteAt(noise(path, files.Block), off)
 		must(t, err)
 	}
 	must(t, f.Close())
@@ -92,7 +93,7 @@ func wonders(t *testing.T, dir string) {
 	write("listed", []byte("acl"))
 	must(t, unix.Setxattr(in("listed"), "system.posix_acl_access", []byte(access), 0), unix.Setxattr(in("shared"), "system.posix_acl_default", []byte(access), 0))
 	write("shared/inside", []byte("x"))
-	sparse(t, in("lastlog"), 64<<20+5, 0, 20<<20, 64<<20-block)
+	sparse(t, in("lastlog"), 64<<20+5, 0, 20<<20, 64<<20-files.Block)
 	sparse(t, in("hole"), 3<<20)
 	write("links", []byte("two names"))
 	must(t, os.Link(in("links"), in("private/second")), os.Symlink("/etc/passwd", in("absolute")), os.Symlink(strings.Repeat("long/", 30), in("long")), os.Link(in("long"), in("long2")))
@@ -118,7 +119,7 @@ func described(t *testing.T, dir string) map[string]string {
 		var st unix.Stat_t
 		must(t, unix.Lstat(path, &st))
 		text := fmt.Sprintf("%o %d:%d %d.%09d", st.Mode, st.Uid, st.Gid, st.Mtim.Sec, st.Mtim.Nsec)
-		xattrs, err := xattrsOf(path)
+		xattrs, err := files.XattrsOf(path)
 		must(t, err)
 		for _, key := range slices.Sorted(maps.Keys(xattrs)) {
 			text += fmt.Sprintf(" %s=%x", key, xattrs[key])
@@ -152,7 +153,7 @@ func contentOf(t *testing.T, path string, size int64) string {
 	defer f.Close()
 	sum, text := sha256.New(), fmt.Sprintf(" %d bytes", size)
 	for next := int64(0); next < size; {
-		start, end, err := nextData(f, next, size)
+		start, end, err := files.NextData(f, next, size)
 		if errors.Is(err, io.EOF) {
 			break
 		}

@@ -49,19 +49,26 @@ type node struct {
 	in   []*node
 }
 
-func (n *node) held() (held []byte) {
-	if n.Ranges == nil {
-		return n.data
+func (n *node) parts() []Range {
+	if n.Ranges == nil && n.Size > 0 {
+		return []Range{{Length: n.Size}}
 	}
-	for _, r := range n.Ranges {
-		held = append(held, n.data[r.Off:r.Off+r.Length]...)
-	}
-	return held
+	return n.Ranges
 }
 
 func (n *node) write(ctx context.Context, w *Writer) error {
 	if !n.Is(Folder) {
-		return w.Add(ctx, n.Entry, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(n.held())), nil })
+		if !n.Is(Regular) {
+			return w.Add(ctx, n.Entry, nil)
+		}
+		return w.Add(ctx, n.Entry, func(yield func([]byte, int64) error) error {
+			for _, r := range n.parts() {
+				if err := yield(n.data[r.Off:r.end()], r.Off); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	if err := w.Enter(n.Entry); err != nil {
 		return err
@@ -139,7 +146,7 @@ func drawFile(t *rapid.T, n *node) {
 		}
 		clear(n.data[from:to])
 	}
-	n.Data = int64(len(n.held()))
+	n.Data = n.held()
 }
 
 func drawNode(t *rapid.T, deep int, name string) *node {

@@ -1,11 +1,13 @@
 package tree
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 
 	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
 	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // which it knows by name
@@ -34,19 +36,22 @@ type Config struct {
 	Add func(ctx context.Context, index uint64, raw []byte) error
 }
 
+// Data gives what is in a regular file, in rising order: what it does not name is zeros, a hole. It ends with the
+// error of yield; p is valid until that returns.
+type Data func(yield func(p []byte, off int64) error) error
+
 // Writer writes a tree that is given to it in the order of a walk: Enter the top, what is in it by rising names
 // (Add, or Enter … Leave), Leave, Close. It keeps all entries in memory, some 100 bytes each. Not safe for
 // concurrent use; after an error it is of no more use.
 type Writer struct {
-	cfg     Config
-	cutter  *chunkers.Chunker
-	open    []*folder // from the top to the one that is in hand
-	top     *folder   // once it was left
-	group   []part    // small files that are not written yet
-	grouped int64
-	next    uint64
-	table   []byte
-	sums    Sums
+	cfg    Config
+	cutter *chunkers.Chunker
+	open   []*folder // from the top to the one that is in hand
+	top    *folder   // once it was left
+	group  []byte    // of small files that are not written yet
+	next   uint64
+	table  []byte
+	sums   Sums
 }
 
 // Sums is how much is in a tree.
@@ -61,13 +66,6 @@ type folder struct {
 	Entry
 	entries  []Entry
 	listings [][]byte // of those in it
-}
-
-// part is a file that is to be read: as many bytes as its entry has Data.
-type part struct {
-	name string
-	data int64
-	open func() (io.ReadCloser, error)
 }
 
 // NewWriter returns one that has written nothing.
@@ -89,31 +87,47 @@ func (w *Writer) Enter(e Entry) error {
 	return nil
 }
 
-// Add adds what is no folder to the one that is in hand. open gives the bytes of a regular file, or of its ranges,
-// one behind the other, as many as Data says; it may be called until Close.
-func (w *Writer) Add(ctx context.Context, e Entry, open func() (io.ReadCloser, error)) error {
+// Add adds what is no folder to the one that is in hand. data is what is in a regular file of Size bytes, and nil for
+// all else; its Ranges follow from that.
+func (w *Writer) Add(ctx context.Context, e Entry, data Data) error {
+	e.Ranges, e.Data = nil, 0
+	if data == nil {
+		w.sums.Others++
+	} else {
+		w.sums.Files++
+		if err := w.file(ctx, &e, data); err != nil {
+			return fmt.Errorf("%.300q: %w", e.Name, err)
+		}
+	}
 	if err := e.check(false); err != nil {
 		return invalid(err)
 	}
-	if e.Is(Regular) && len(e.Same) == 0 {
-		w.sums.Files++
-	} else {
-		w.sums.Others++
-	}
 	f := w.open[len(w.open)-1]
 	f.entries, f.Data, w.sums.Data = append(f.entries, e), f.Data+e.Data, w.sums.Data+e.Data
-	p := part{string(e.Name), e.Data, open}
-	switch {
-	case e.Data == 0:
-		return nil
-	case e.Data >= largeMin:
+	return nil
+}
+
+// file writes what is in a file, or has the group grow by it.
+func (w *Writer) file(ctx context.Context, e *Entry, data Data) error {
+	large := e.Size >= largeMin
+	if large {
 		if err := w.endGroup(ctx); err != nil {
 			return err
 		}
-		return w.segment(ctx, []part{p})
 	}
-	w.group, w.grouped = append(w.group, p), w.grouped+e.Data
-	if w.grouped >= groupMost || w.grouped >= groupLeast && content.Weight(p.name, "")%groupOdds == 0 {
+	parts := ranged(ctx, e, data)
+	if large {
+		next, stop := iter.Pull2(parts)
+		defer stop()
+		return w.cut(ctx, &pulled{next: next})
+	}
+	for p, err := range parts {
+		if err != nil {
+			return err
+		}
+		w.group = append(w.group, p...)
+	}
+	if len(w.group) >= groupMost || len(w.group) >= groupLeast && content.Weight(string(e.Name), "")%groupOdds == 0 {
 		return w.endGroup(ctx)
 	}
 	return nil
@@ -168,18 +182,12 @@ func (w *Writer) Close(ctx context.Context) (Sums, error) {
 }
 
 func (w *Writer) endGroup(ctx context.Context) error {
-	parts := w.group
-	w.group, w.grouped = nil, 0
-	return w.segment(ctx, parts)
-}
-
-// segment writes files that are cut together.
-func (w *Writer) segment(ctx context.Context, parts []part) error {
-	if len(parts) == 0 {
+	if len(w.group) == 0 {
 		return nil
 	}
-	r := &reading{parts: parts}
-	return errors.Join(w.cut(ctx, r), r.Close())
+	err := w.cut(ctx, bytes.NewReader(w.group))
+	w.group = w.group[:0]
+	return err
 }
 
 // cut writes what r gives, in chunks whose lengths go into the table.
@@ -210,42 +218,74 @@ func (w *Writer) add(ctx context.Context, raw []byte) error {
 // invalid is what is wrong with an entry that was given, and not read.
 func invalid(err error) error { return fmt.Errorf("%w: %v", content.ErrInvalid, err) }
 
-// reading reads files one behind the other, each as long as it is to be.
-type reading struct {
-	parts []part
-	now   io.ReadCloser
-	left  int64
+// ranged yields what is in the data stream of a file, and notes its Ranges in the entry.
+func ranged(ctx context.Context, e *Entry, data Data) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		end := int64(0)
+		give := func(p []byte) error {
+			e.Data += int64(len(p))
+			if !yield(p, context.Cause(ctx)) {
+				return errLeft
+			}
+			return nil
+		}
+		err := data(func(p []byte, off int64) error {
+			if off < end || int64(len(p)) > e.Size-off {
+				return fmt.Errorf("%w: %d bytes at %d, behind %d of a file of %d", content.ErrInvalid, len(p), off, end, e.Size)
+			}
+			for ; off > end && len(e.Ranges) == RangesMax; end = e.last().end() { // no more holes
+				zeros := make([]byte, min(off-end, ChunkSize))
+				e.last().Length += int64(len(zeros))
+				if err := give(zeros); err != nil {
+					return err
+				}
+			}
+			if off > end || len(e.Ranges) == 0 {
+				e.Ranges = append(e.Ranges, Range{Off: off})
+			}
+			e.last().Length += int64(len(p))
+			end = e.last().end()
+			return give(p)
+		})
+		if err != nil && !errors.Is(err, errLeft) {
+			yield(nil, err)
+		}
+		switch {
+		case e.Size > 0 && e.Ranges == nil:
+			e.Ranges = []Range{}
+		case e.Data == e.Size:
+			e.Ranges = nil
+		}
+	}
 }
 
-func (r *reading) Read(p []byte) (n int, err error) {
-	for r.left == 0 {
-		if err := r.Close(); err != nil {
-			return 0, err
-		}
-		if len(r.parts) == 0 {
+// errLeft ends Data that nobody reads on.
+var errLeft = errors.New("not read to its end")
+
+func (e *Entry) last() *Range { return &e.Ranges[len(e.Ranges)-1] }
+
+func (r Range) end() int64 { return r.Off + r.Length }
+
+// pulled reads what is yielded.
+type pulled struct {
+	next func() ([]byte, error, bool)
+	p    []byte
+}
+
+func (r *pulled) Read(p []byte) (int, error) {
+	for len(r.p) == 0 {
+		part, err, ok := r.next()
+		if !ok {
 			return 0, io.EOF
 		}
-		if r.now, err = r.parts[0].open(); err != nil {
+		if err != nil {
 			return 0, err
 		}
-		r.left, r.parts = r.parts[0].data, r.parts[1:]
+		r.p = part
 	}
-	n, err = r.now.Read(p[:min(int64(len(p)), r.left)])
-	if r.left -= int64(n); err == io.EOF {
-		if err = nil; r.left > 0 {
-			err = fmt.Errorf("%w: a file has become %d bytes shorter while it was read", content.ErrConflict, r.left)
-		}
-	}
-	return n, err
-}
-
-// Close closes the file that is being read.
-func (r *reading) Close() (err error) {
-	if r.now != nil {
-		err = r.now.Close()
-	}
-	r.now = nil
-	return err
+	n := copy(p, r.p)
+	r.p = r.p[n:]
+	return n, nil
 }
 
 // listed reads listings one behind the other.

@@ -1,4 +1,4 @@
-package convert
+package files
 
 import (
 	"context"
@@ -13,36 +13,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readAtOnce is how much of a file is read at a time: enough that the calls cost nothing.
-const readAtOnce = 1 << 20
+// ReadAtOnce is how much of a file is read at a time: enough that the calls cost nothing.
+const ReadAtOnce = 1 << 20
 
-type entry struct {
-	path     string // clean and relative; "." is the tree's own folder
-	mode     uint32 // type and permissions, as in stat
-	uid, gid int
-	mtime    unix.Timespec
-	device   uint64
-	target   string // of a symbolic link
-	same     string // the path, already given, that this is another name of
-	xattrs   map[string]string
-	lost     string // what the source has of it and can't be had, and why
-	stamp    int64  // differs when the entry was changed; 0 when that can't be told
-	size     int64  // of a regular file
-	// data calls yield with what is in a regular file, in rising order; what it does
+// Entry is a file, folder, link or device of a tree.
+type Entry struct {
+	Path     string // clean and relative; "." is the tree's own folder
+	Mode     uint32 // type and permissions, as in stat
+	UID, GID int
+	Mtime    unix.Timespec
+	Device   uint64
+	Target   string // of a symbolic link
+	Same     string // the path, already given, that this is another name of
+	Xattrs   map[string]string
+	Lost     string // what the source has of it and can't be had, and why
+	Stamp    int64  // differs when the entry was changed; 0 when that can't be told
+	Size     int64  // of a regular file
+	// Data calls yield with what is in a regular file, in rising order; what it does
 	// not name is zeros. It is called at most once, before the next entry is given.
-	data func(yield func(p []byte, off int64) error) error
-	// held is how many bytes data would give, or a little more, where that can be told
+	Data func(yield func(p []byte, off int64) error) error
+	// Held is how many bytes data would give, or a little more, where that can be told
 	// without reading; called instead of it.
-	held func() (int64, error)
+	Held func() (int64, error)
 }
 
-// bytes is how many a regular file holds, or a little more; 0 of others.
-func (e *entry) bytes() (n int64, err error) {
+// Bytes is how many a regular file holds, or a little more; 0 of others.
+func (e *Entry) Bytes() (n int64, err error) {
 	switch {
-	case e.held != nil:
-		return e.held()
-	case e.data != nil:
-		err = e.data(func(p []byte, _ int64) error {
+	case e.Held != nil:
+		return e.Held()
+	case e.Data != nil:
+		err = e.Data(func(p []byte, _ int64) error {
 			n += int64(len(p))
 			return nil
 		})
@@ -50,43 +51,44 @@ func (e *entry) bytes() (n int64, err error) {
 	return n, err
 }
 
-func (e *entry) is(kind uint32) bool { return e.mode&unix.S_IFMT == kind }
+// Is reports whether an entry is of a type, as stat has them.
+func (e *Entry) Is(kind uint32) bool { return e.Mode&unix.S_IFMT == kind }
 
-// listing is a tree, read from its beginning with each call.
-type listing interface {
-	// each gives every entry, a folder before what is in it. A path may come again: the last counts.
-	each(ctx context.Context, do func(*entry) error) error
+// Listing is a tree, read from its beginning with each call.
+type Listing interface {
+	// Each gives every entry, a folder before what is in it. A path may come again: the last counts.
+	Each(ctx context.Context, do func(*Entry) error) error
 }
 
-// folder is a tree on this host.
-type folder struct {
-	root   string
-	except string // a folder that is left out, with all that is in it
+// Folder is a tree on this host.
+type Folder struct {
+	Root   string
+	Except string // a folder that is left out, with all that is in it
 }
 
 // inode tells files of this host apart.
 type inode struct{ dev, ino uint64 }
 
-func (d folder) each(ctx context.Context, do func(*entry) error) error {
+func (d Folder) Each(ctx context.Context, do func(*Entry) error) error {
 	var top unix.Stat_t
-	if err := unix.Stat(d.root, &top); err != nil {
-		return &fs.PathError{Op: "stat", Path: d.root, Err: err}
+	if err := unix.Stat(d.Root, &top); err != nil {
+		return &fs.PathError{Op: "stat", Path: d.Root, Err: err}
 	}
 	var except unix.Stat_t // stays zero, as no file is, when there is none
-	if d.except != "" {
-		if err := unix.Stat(d.except, &except); err != nil {
-			return &fs.PathError{Op: "stat", Path: d.except, Err: err}
+	if d.Except != "" {
+		if err := unix.Stat(d.Except, &except); err != nil {
+			return &fs.PathError{Op: "stat", Path: d.Except, Err: err}
 		}
 	}
 	names := map[inode]string{}     // of files that have several
-	buf := make([]byte, readAtOnce) // of one file after the other
-	return filepath.WalkDir(d.root, func(path string, _ fs.DirEntry, err error) error {
+	buf := make([]byte, ReadAtOnce) // of one file after the other
+	return filepath.WalkDir(d.Root, func(path string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
 			err = unix.Lstat(path, &st)
 		}
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && path != d.root:
+		case errors.Is(err, fs.ErrNotExist) && path != d.Root:
 			return nil // it went meanwhile, which is found at the end
 		case err != nil:
 			return fmt.Errorf("read %s: %w", path, err)
@@ -99,16 +101,16 @@ func (d folder) each(ctx context.Context, do func(*entry) error) error {
 		if err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
-		if st.Nlink > 1 && !e.is(unix.S_IFDIR) {
+		if st.Nlink > 1 && !e.Is(unix.S_IFDIR) {
 			id := inode{st.Dev, st.Ino}
-			if e.same = names[id]; e.same == "" {
-				names[id] = e.path
+			if e.Same = names[id]; e.Same == "" {
+				names[id] = e.Path
 			}
 		}
 		if err := do(e); err != nil {
 			return err
 		}
-		if e.is(unix.S_IFDIR) && st.Dev != top.Dev && ofKernel(path) {
+		if e.Is(unix.S_IFDIR) && st.Dev != top.Dev && ofKernel(path) {
 			return fs.SkipDir
 		}
 		return nil
@@ -122,21 +124,21 @@ func ofKernel(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Blocks == 0 && st.Type != unix.FUSE_SUPER_MAGIC
 }
 
-func (d folder) entry(path string, st *unix.Stat_t, buf []byte) (*entry, error) {
-	name, err := filepath.Rel(d.root, path)
+func (d Folder) entry(path string, st *unix.Stat_t, buf []byte) (*Entry, error) {
+	name, err := filepath.Rel(d.Root, path)
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{path: name, mode: st.Mode, uid: int(st.Uid), gid: int(st.Gid), mtime: st.Mtim, device: st.Rdev, stamp: st.Ctim.Nano()}
-	if e.xattrs, err = xattrsOf(path); err != nil {
+	e := &Entry{Path: name, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid), Mtime: st.Mtim, Device: st.Rdev, Stamp: st.Ctim.Nano()}
+	if e.Xattrs, err = XattrsOf(path); err != nil {
 		return nil, err
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		e.size = st.Size
+		e.Size = st.Size
 		size, blocks := st.Size, st.Blocks
-		e.data = func(yield func([]byte, int64) error) error { return dataOf(path, size, buf, yield) }
-		e.held = func() (held int64, err error) {
+		e.Data = func(yield func([]byte, int64) error) error { return dataOf(path, size, buf, yield) }
+		e.Held = func() (held int64, err error) {
 			if blocks*512 >= size {
 				return size, nil
 			}
@@ -147,7 +149,7 @@ func (d folder) entry(path string, st *unix.Stat_t, buf []byte) (*entry, error) 
 			return held, err
 		}
 	case unix.S_IFLNK:
-		e.target, err = os.Readlink(path)
+		e.Target, err = os.Readlink(path)
 	}
 	return e, err
 }
@@ -167,12 +169,12 @@ func ranges(path string, size int64, do func(f *os.File, start, end int64) error
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	for next := int64(0); next < size; {
-		start, end, err := nextData(f, next, size)
+		start, end, err := NextData(f, next, size)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err == nil {
-			err = do(f, start/block*block, end)
+			err = do(f, start/Block*Block, end)
 		}
 		if err != nil {
 			return err
@@ -192,7 +194,7 @@ func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error
 			if n == 0 {
 				return err
 			}
-			if err := notZero(buf[:n], next, yield); err != nil {
+			if err := NotZero(buf[:n], next, yield); err != nil {
 				return err
 			}
 			next += int64(n)
@@ -201,9 +203,9 @@ func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error
 	})
 }
 
-// xattrsOf returns a file's extended attributes, those that we may see. None are of a file
+// XattrsOf returns a file's extended attributes, those that we may see. None are of a file
 // that went meanwhile, and of a file system without.
-func xattrsOf(path string) (map[string]string, error) {
+func XattrsOf(path string) (map[string]string, error) {
 	names, err := xattr.LList(path)
 	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOENT) {
 		return nil, nil

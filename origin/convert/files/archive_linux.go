@@ -1,4 +1,4 @@
-package convert
+package files
 
 import (
 	"archive/tar"
@@ -23,19 +23,19 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// archive is a tree in a tar file, by its path; contents has looked at it.
-type archive string
+// Archive is a tree in a tar file, by its path; contents has looked at it.
+type Archive string
 
-func (a archive) each(ctx context.Context, do func(*entry) error) error {
+func (a Archive) Each(ctx context.Context, do func(*Entry) error) error {
 	f, err := os.Open(string(a))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	r := tar.NewReader(bufio.NewReaderSize(f, readAtOnce))
-	buf := make([]byte, readAtOnce) // of one file after the other
+	r := tar.NewReader(bufio.NewReaderSize(f, ReadAtOnce))
+	buf := make([]byte, ReadAtOnce) // of one file after the other
 	t := &given{do: do, folders: map[string]bool{}}
-	if err := t.give(&entry{path: ".", mode: impliedMode}); err != nil {
+	if err := t.give(&Entry{Path: ".", Mode: impliedMode}); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
@@ -52,8 +52,8 @@ func (a archive) each(ctx context.Context, do func(*entry) error) error {
 		if err != nil {
 			return fmt.Errorf("%w: %q in the tar file: %w", content.ErrInvalid, h.Name, err)
 		}
-		if e.is(unix.S_IFREG) && e.same == "" {
-			e.data = func(yield func([]byte, int64) error) error { return streamed(ctx, r, buf, yield) }
+		if e.Is(unix.S_IFREG) && e.Same == "" {
+			e.Data = func(yield func([]byte, int64) error) error { return streamed(ctx, r, buf, yield) }
 		}
 		if err := t.give(e); err != nil {
 			return err
@@ -70,21 +70,21 @@ const impliedMode = unix.S_IFDIR | 0o755
 
 // given hands entries on, each after the folders that it lies in.
 type given struct {
-	do      func(*entry) error
+	do      func(*Entry) error
 	folders map[string]bool // what was given, and whether it is a folder
 }
 
-func (t *given) give(e *entry) error {
-	if _, ok := t.folders[path.Dir(e.path)]; !ok && e.path != "." {
-		if err := t.give(&entry{path: path.Dir(e.path), mode: impliedMode}); err != nil {
+func (t *given) give(e *Entry) error {
+	if _, ok := t.folders[path.Dir(e.Path)]; !ok && e.Path != "." {
+		if err := t.give(&Entry{Path: path.Dir(e.Path), Mode: impliedMode}); err != nil {
 			return err
 		}
 	}
-	isFolder := e.is(unix.S_IFDIR)
-	if t.folders[e.path] && !isFolder {
-		return fmt.Errorf("%w: %q is a folder of the tar file, and a file of it", content.ErrInvalid, e.path)
+	isFolder := e.Is(unix.S_IFDIR)
+	if t.folders[e.Path] && !isFolder {
+		return fmt.Errorf("%w: %q is a folder of the tar file, and a file of it", content.ErrInvalid, e.Path)
 	}
-	t.folders[e.path] = isFolder
+	t.folders[e.Path] = isFolder
 	return t.do(e)
 }
 
@@ -95,7 +95,7 @@ func streamed(ctx context.Context, r io.Reader, buf []byte, yield func([]byte, i
 			return context.Cause(ctx)
 		}
 		n, err := io.ReadFull(r, buf)
-		if err := notZero(buf[:n], off, yield); err != nil {
+		if err := NotZero(buf[:n], off, yield); err != nil {
 			return err
 		}
 		switch off += int64(n); {
@@ -107,7 +107,7 @@ func streamed(ctx context.Context, r io.Reader, buf []byte, yield func([]byte, i
 	}
 }
 
-func fromHeader(h *tar.Header) (*entry, error) {
+func fromHeader(h *tar.Header) (*Entry, error) {
 	inside := func(name string) string {
 		if name = path.Clean("/" + name)[1:]; name == "" {
 			return "."
@@ -122,31 +122,31 @@ func fromHeader(h *tar.Header) (*entry, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: entries of type %q", errors.ErrUnsupported, h.Typeflag)
 	}
-	e := &entry{
-		path: inside(h.Name), mode: kind | uint32(h.Mode)&0o7777, uid: h.Uid, gid: h.Gid, size: h.Size,
-		mtime: unix.Timespec{Sec: h.ModTime.Unix(), Nsec: int64(h.ModTime.Nanosecond())}, device: unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)),
-		xattrs: map[string]string{},
+	e := &Entry{
+		Path: inside(h.Name), Mode: kind | uint32(h.Mode)&0o7777, UID: h.Uid, GID: h.Gid, Size: h.Size,
+		Mtime: unix.Timespec{Sec: h.ModTime.Unix(), Nsec: int64(h.ModTime.Nanosecond())}, Device: unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)),
+		Xattrs: map[string]string{},
 	}
 	switch {
-	case len(e.path) >= unix.PathMax:
-		return nil, fmt.Errorf("a path of %d bytes, the limit is %d", len(e.path), unix.PathMax-1)
-	case e.size > content.SizeMax: // it may be all holes
-		return nil, fmt.Errorf("a file of %d bytes, the largest disk has %d", e.size, int64(content.SizeMax))
+	case len(e.Path) >= unix.PathMax:
+		return nil, fmt.Errorf("a path of %d bytes, the limit is %d", len(e.Path), unix.PathMax-1)
+	case e.Size > content.SizeMax: // it may be all holes
+		return nil, fmt.Errorf("a file of %d bytes, the largest disk has %d", e.Size, int64(content.SizeMax))
 	case h.Uid < 0 || h.Uid >= math.MaxUint32 || h.Gid < 0 || h.Gid >= math.MaxUint32:
 		return nil, fmt.Errorf("the owner %d:%d is none that Linux has", h.Uid, h.Gid)
-	case e.path == "." && kind != unix.S_IFDIR:
+	case e.Path == "." && kind != unix.S_IFDIR:
 		return nil, errors.New("the root of a tree is a folder")
 	case h.Typeflag == tar.TypeLink:
-		e.same = inside(h.Linkname)
+		e.Same = inside(h.Linkname)
 	case h.Typeflag == tar.TypeSymlink:
-		e.target = h.Linkname
+		e.Target = h.Linkname
 	}
 	return e, e.records(h.PAXRecords)
 }
 
 // records takes over the extended attributes and access lists that tar (SCHILY) and bsdtar
 // (LIBARCHIVE) write.
-func (e *entry) records(all map[string]string) error {
+func (e *Entry) records(all map[string]string) error {
 	for key, value := range all {
 		if name, ok := strings.CutPrefix(key, "LIBARCHIVE.xattr."); ok {
 			plain, err := url.PathUnescape(name)
@@ -157,20 +157,20 @@ func (e *entry) records(all map[string]string) error {
 			if err != nil {
 				return err
 			}
-			e.xattrs[plain] = string(text)
+			e.Xattrs[plain] = string(text)
 		}
 	}
 	for key, value := range all {
 		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
-			e.xattrs[name] = value
+			e.Xattrs[name] = value
 		} else if which, ok := strings.CutPrefix(key, "SCHILY.acl."); ok {
 			list, err := accessList(value)
 			if err != nil {
-				e.lost = fmt.Sprintf("its access list is lost: %v", err)
+				e.Lost = fmt.Sprintf("its access list is lost: %v", err)
 				continue
 			}
 			if which == "default" || len(list) > plainList {
-				e.xattrs["system.posix_acl_"+which] = list
+				e.Xattrs["system.posix_acl_"+which] = list
 			}
 		}
 	}
@@ -243,11 +243,4 @@ func idOf(part []string, group bool) (uint32, error) {
 	}
 	id, err := strconv.ParseUint(text, 10, 32)
 	return uint32(id), err
-}
-
-func (o Options) listing() listing {
-	if o.Format == Tar {
-		return archive(o.Path)
-	}
-	return folder{o.Path, o.Except}
 }
