@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
 	"github.com/grangemesh/grange/origin/convert/files"
 )
@@ -32,6 +33,9 @@ func (o Options) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
 				return err
 			}
 		}
+		if len(open) == 0 && e.Path != "." {
+			return fmt.Errorf("%w: %q is in what is no folder of the tree", content.ErrInvalid, e.Path)
+		}
 		if e.Lost != "" {
 			o.Warn(fmt.Sprintf("%s: %s", e.Path, e.Lost))
 		}
@@ -40,7 +44,11 @@ func (o Options) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
 			open = append(open, e.Path)
 			return w.Enter(planted)
 		}
-		if err := w.Add(ctx, planted, tree.Data(e.Data)); err != nil {
+		data := tree.Data(e.Data)
+		if e.Same != "" {
+			data = nil
+		}
+		if err := w.Add(ctx, planted, data); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
 		return nil

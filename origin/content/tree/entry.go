@@ -109,6 +109,14 @@ func (e *Entry) isSane() bool {
 	return false
 }
 
+// Parts are the ranges of a regular file that are not holes.
+func (e *Entry) Parts() []Range {
+	if e.Ranges == nil && e.Size > 0 {
+		return []Range{{Length: e.Size}}
+	}
+	return e.Ranges
+}
+
 // held is how many bytes of a regular file are not in holes; -1 where its ranges are none.
 func (e *Entry) held() (n int64) {
 	if e.Ranges == nil {

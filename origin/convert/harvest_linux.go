@@ -1,0 +1,106 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/tree"
+	"github.com/grangemesh/grange/origin/convert/files"
+)
+
+// depthMax bounds the folders within folders of a tree that is written out: Linux takes no longer paths.
+const depthMax = unix.PathMax / 2
+
+// Harvest writes a tree into a folder that is there: what is in it and not in the tree goes, what is alike stays.
+// warn is told what can't be written.
+func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	lost, facts := losses{}, map[string]bool{}
+	place, err := files.NewPlace(fd, lost.add)
+	if err != nil {
+		return err
+	}
+	l := planted{t}
+	err = l.Each(ctx, func(e *files.Entry) error { facts[e.Path] = e.Is(unix.S_IFDIR); return nil })
+	if err == nil {
+		err = place.Prune(func(path string, folder bool) bool { is, ok := facts[path]; return ok && is == folder })
+	}
+	if err == nil {
+		err = l.Each(ctx, func(e *files.Entry) error { return place.Put(ctx, e) })
+	}
+	if err = errors.Join(err, place.Close()); errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
+	}
+	for _, text := range lost.texts() {
+		warn(text)
+	}
+	return err
+}
+
+// planted lists what is in a tree.
+type planted struct{ *tree.Tree }
+
+// Each implements files.Listing.
+func (l planted) Each(ctx context.Context, do func(*files.Entry) error) error {
+	buf := make([]byte, files.ReadAtOnce)
+	return l.each(ctx, ".", l.Top(), func(p string, f tree.File) error { return do(l.entry(ctx, p, f, buf)) })
+}
+
+func (l planted) each(ctx context.Context, p string, f tree.File, do func(string, tree.File) error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if len(p) > depthMax {
+		return fmt.Errorf("%w: %.100q… is a longer path than may be written", content.ErrInvalid, p)
+	}
+	if err := do(p, f); err != nil || !f.Is(tree.Folder) {
+		return err
+	}
+	in, err := l.List(ctx, f)
+	for i := range in {
+		if err == nil {
+			err = l.each(ctx, path.Join(p, string(in[i].Name)), in[i], do)
+		}
+	}
+	return err
+}
+
+func (l planted) entry(ctx context.Context, p string, f tree.File, buf []byte) *files.Entry {
+	e := &files.Entry{
+		Path: p, Mode: f.Mode, UID: int(f.UID), GID: int(f.GID), Mtime: unix.Timespec{Sec: f.Seconds, Nsec: int64(f.Nanos)},
+		Device: f.Device, Target: string(f.Target), Same: string(f.Same), Size: f.Size, Xattrs: map[string]string{},
+	}
+	for _, x := range f.Xattrs {
+		e.Xattrs[string(x.Name)] = string(x.Value)
+	}
+	if f.Is(tree.Regular) && e.Same == "" {
+		e.Data = func(yield func([]byte, int64) error) error { return l.data(ctx, f, buf, yield) }
+	}
+	return e
+}
+
+// data gives what is in a file, but for its holes.
+func (l planted) data(ctx context.Context, f tree.File, buf []byte, yield func([]byte, int64) error) error {
+	for _, r := range f.Parts() {
+		for off, left := r.Off, r.Length; left > 0; {
+			p := buf[:min(int64(len(buf)), left)]
+			if _, err := l.ReadAt(ctx, f, p, off); err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			if err := yield(p, off); err != nil {
+				return err
+			}
+			off, left = off+int64(len(p)), left-int64(len(p))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/tree"
+	"github.com/grangemesh/grange/simulations/soak"
+)
+
+// grove is the chunks of a tree in memory.
+type grove [][]byte
+
+func (g grove) ReadChunk(_ context.Context, index uint64, off int, p []byte) error {
+	copy(p, g[index][off:][:len(p)])
+	return nil
+}
+
+func (g grove) open(t *testing.T) *tree.Tree {
+	t.Helper()
+	root := content.Root{Kind: content.RootTree, ChunkSize: tree.ChunkSize, Count: uint64(len(g))}
+	for _, c := range g {
+		root.Size += int64(len(c))
+	}
+	of, err := tree.Open(t.Context(), content.NewCodec(), root, g)
+	must(t, err)
+	return of
+}
+
+func plantAt(t *testing.T, o Options) (g grove, err error) {
+	t.Helper()
+	w, err := tree.NewWriter(tree.Config{Codec: content.NewCodec(), Add: func(_ context.Context, _ uint64, raw []byte) error {
+		g = append(g, bytes.Clone(raw))
+		return nil
+	}})
+	must(t, err)
+	o.Temp, o.Warn, o.Room = t.TempDir(), func(text string) { t.Log(text) }, func(int64) error { return nil }
+	_, err = o.Plant(t.Context(), w)
+	return g, err
+}
+
+func planting(t *testing.T, o Options) grove {
+	t.Helper()
+	g, err := plantAt(t, o)
+	must(t, err)
+	return g
+}
+
+func harvested(t *testing.T, g grove, dir string) map[string]string {
+	t.Helper()
+	must(t, Harvest(t.Context(), g.open(t), dir, func(text string) { t.Error(text) }))
+	return described(t, dir)
+}
+
+// TestTreesComeBack: what was planted of a folder or of a tar file is written out as it was, also over another tree;
+// and the two are the same tree.
+func TestTreesComeBack(t *testing.T) {
+	must(t, flag.Set("rapid.checks", strconv.Itoa(soak.Rounds(100))))
+	rapid.Check(t, func(rt *rapid.T) {
+		was, is, out := t.TempDir(), t.TempDir(), t.TempDir()
+		randomTree(rt, was)
+		randomTree(rt, is)
+		differ(rt, "into an empty folder", harvested(t, planting(t, Options{Path: was, Format: Dir}), out), described(t, was))
+		g := planting(t, Options{Path: is, Format: Dir})
+		differ(rt, "over another", harvested(t, g, out), described(t, is))
+		if of := planting(t, Options{Path: archived(t, is, "."), Format: Tar}); !bytes.Equal(bytes.Join(of, nil), bytes.Join(g, nil)) {
+			rt.Errorf("of a tar file it is another tree")
+		}
+	})
+}
+
+// TestWondersComeBack has all that a file system of Linux can have.
+func TestWondersComeBack(t *testing.T) {
+	dir := t.TempDir()
+	wonders(t, dir)
+	differ(t, "written out", harvested(t, planting(t, Options{Path: dir, Format: Dir}), t.TempDir()), described(t, dir))
+}
+
+// TestTarsInAnyOrder: a tar file may have its files in any order and again, and links before their names sort.
+func TestTarsInAnyOrder(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(dir, "b/c"), 0o755), os.WriteFile(filepath.Join(dir, "z"), []byte("last"), 0o644),
+		os.Link(filepath.Join(dir, "z"), filepath.Join(dir, "a")), os.WriteFile(filepath.Join(dir, "b/c/d"), []byte("old"), 0o644))
+	path := archived(t, dir, "z", "b", "a", ".")
+	g := planting(t, Options{Path: path, Format: Tar})
+	differ(t, "a tar file", harvested(t, g, t.TempDir()), described(t, dir))
+	if of := planting(t, Options{Path: dir, Format: Dir}); !bytes.Equal(bytes.Join(of, nil), bytes.Join(g, nil)) {
+		t.Error("it is another tree than of the folder")
+	}
+}
+
+// TestBadTreesArePutNowhere: a tar file that leads elsewhere plants nothing there.
+func TestBadTreesArePutNowhere(t *testing.T) {
+	dir, out := t.TempDir(), t.TempDir()
+	must(t, os.Symlink("/", filepath.Join(dir, "root")), os.Symlink("loop", filepath.Join(dir, "loop")))
+	g := planting(t, Options{Path: dir, Format: Dir})
+	differ(t, "links", harvested(t, g, out), described(t, dir))
+	for _, script := range []string{
+		`mkdir a; echo x >a/f; tar cf t.tar --transform 's,^a/f,../../escaped,' a/f`,
+		`ln -s /tmp a; tar cf t.tar a; rm a; mkdir a; echo x >a/escaped; tar rf t.tar a/escaped`,
+	} {
+		dir := t.TempDir()
+		shell(t, dir, script)
+		g, err := plantAt(t, Options{Path: filepath.Join(dir, "t.tar"), Format: Tar})
+		if err != nil {
+			if !errors.Is(err, content.ErrInvalid) {
+				t.Error(err)
+			}
+			continue
+		}
+		out := t.TempDir()
+		harvested(t, g, out)
+		if _, err := os.Lstat(filepath.Join(filepath.Dir(filepath.Dir(out)), "escaped")); err == nil {
+			t.Error("it was written elsewhere")
+		}
+	}
+}
