@@ -123,7 +123,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 	if body.Source = filepath.Base(req.Path); filepath.Dir(req.Path) == work.dir {
 		body.Source = "standard input" // which the command line has kept there
 	}
-	body.Tree = tree
+	body.Files = tree
 	return im.replace(ctx, name, body, old)
 }
 
@@ -131,7 +131,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 // structures of any other may be a guest's or a stranger's, and are nothing for the
 // host's kernel.
 func (im *Images) made(old *version) bool {
-	return old != nil && old.body.Tree && old.Signer.Key == im.cfg.Signer.Key.Public()
+	return old != nil && old.body.Files && old.Signer.Key == im.cfg.Signer.Key.Public()
 }
 
 // replace commits the record, and lets others know at once that this node has what it

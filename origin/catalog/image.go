@@ -10,10 +10,10 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Image is the body of an image's record, and of a tag's.
+// Image is the body of the record of an image or a tree, and of a tag of one.
 //
 // Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
-// pack.Head), lineage, source, chunks, stored, target for a tag, and tree where it is true.
+// pack.Head), lineage, source, chunks, stored, target for a tag, and files where it is true.
 type Image struct {
 	Head pack.Head `cbor:"head"`
 	// Lineage are the roots that this name stood for before, the newest first:
@@ -24,11 +24,11 @@ type Image struct {
 	// Chunks that are not holes, and the bytes that they take when stored.
 	Chunks uint64 `cbor:"chunks"`
 	Stored uint64 `cbor:"stored"`
-	// Target is the image that a tag was set on; "" for an image.
+	// Target is the image or tree that a tag was set on; "" for what is no tag.
 	Target string `cbor:"target,omitempty"`
-	// Tree tells that who signed it has itself made the file system, of files: what a
+	// Files tells of a disk that who signed it has itself made the file system, of files: what a
 	// guest or a stranger wrote is not in its structures.
-	Tree bool `cbor:"tree,omitempty"`
+	Files bool `cbor:"files,omitempty"`
 }
 
 type imageWire struct {
@@ -70,9 +70,6 @@ func (w imageWire) check() error {
 			return err
 		}
 	}
-	if err := isDisk(w.Head); err != nil {
-		return err
-	}
 	if w.Magic != imageMagic || len(w.Lineage) > content.LineageMax || len(w.Source) > sourceMax {
 		return fmt.Errorf("magic %.20q, %d ancestors, source of %d bytes", w.Magic, len(w.Lineage), len(w.Source))
 	}
@@ -83,6 +80,14 @@ func (w imageWire) check() error {
 func isDisk(h pack.Head) error {
 	if h.Root.Kind != content.RootDisk {
 		return fmt.Errorf("its root is a %s, not a disk", h.Root.Kind)
+	}
+	return nil
+}
+
+// isOf fails with ErrCorrupt for an image that is no disk, and a tree that is none.
+func isOf(kind content.Kind, h pack.Head) error {
+	if kind == content.KindImage && h.Root.Kind != content.RootDisk || kind == content.KindTree && h.Root.Kind != content.RootTree {
+		return fmt.Errorf("%w: a record of kind %s has a root of kind %q", content.ErrCorrupt, kind, h.Root.Kind)
 	}
 	return nil
 }
@@ -150,8 +155,11 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		return d, nil
 	}
 	switch e.Kind {
-	case content.KindImage, content.KindTag:
+	case content.KindImage, content.KindTag, content.KindTree:
 		body, err := DecodeImage(c, e.Body)
+		if err == nil {
+			err = isOf(e.Kind, body.Head)
+		}
 		if err != nil {
 			return d, err
 		}
