@@ -70,6 +70,27 @@ type Options struct {
 // Open opens a source as a disk. The caller closes it, which removes what was unpacked. Sources that can't be
 // a disk are ErrInvalid, those that something writes to ErrConflict.
 func Open(ctx context.Context, o Options) (Disk, error) {
+	o, err := o.found()
+	if err != nil {
+		return nil, err
+	}
+	var d Disk
+	if o.Format == Dir {
+		d, err = o.tree(ctx)
+	} else {
+		d, err = o.file(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open source %s as %s: %w", o.Path, o.Format, err)
+	}
+	if err := checkSize(d.Size()); err != nil {
+		return nil, errors.Join(fmt.Errorf("open source %s: %w", o.Path, err), d.Close())
+	}
+	return d, nil
+}
+
+// found is the options with all that may be left out, of a source that is there.
+func (o Options) found() (Options, error) {
 	o.Format = cmp.Or(o.Format, Auto)
 	if o.Note == nil {
 		o.Note = func(string) {}
@@ -82,32 +103,20 @@ func Open(ctx context.Context, o Options) (Disk, error) {
 	}
 	path, err := filepath.Abs(o.Path) // in a relative one tools take what is before a colon for a host or protocol
 	if err != nil {
-		return nil, fmt.Errorf("open source: %w", err)
+		return o, fmt.Errorf("open source: %w", err)
 	}
 	o.Path = path
 	info, err := os.Stat(o.Path)
 	if err != nil {
-		return nil, fmt.Errorf("open source: %w", err)
+		return o, fmt.Errorf("open source: %w", err)
 	}
 	if info.IsDir() && o.Format == Auto {
 		o.Format = Dir
 	}
-	var d Disk
-	switch {
-	case info.IsDir() != (o.Format == Dir):
-		err = fmt.Errorf("%w: directories are of format dir, and nothing else is", content.ErrInvalid)
-	case o.Format == Dir:
-		d, err = o.tree(ctx)
-	default:
-		d, err = o.file(ctx)
+	if info.IsDir() != (o.Format == Dir) {
+		return o, fmt.Errorf("open source %s as %s: %w: directories are of format dir, and nothing else is", path, o.Format, content.ErrInvalid)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open source %s as %s: %w", path, o.Format, err)
-	}
-	if err := checkSize(d.Size()); err != nil {
-		return nil, errors.Join(fmt.Errorf("open source %s: %w", path, err), d.Close())
-	}
-	return d, nil
+	return o, nil
 }
 
 // file opens a source that is a file or a device, and inflates it first.

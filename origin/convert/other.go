@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/grangemesh/grange/origin/content/tree"
 )
 
 // inUse can't tell here.
@@ -19,4 +21,25 @@ func sameMoment(a, b fs.FileInfo) bool {
 
 func (o Options) tree(context.Context) (Disk, error) {
 	return nil, fmt.Errorf("%w: a directory or tar file is made into a disk on Linux only; import a disk file", errors.ErrUnsupported)
+}
+
+// Files is what becomes a tree on Linux.
+type Files struct{}
+
+// OpenFiles fails with errors.ErrUnsupported.
+func OpenFiles(context.Context, Options) (*Files, error) {
+	return nil, fmt.Errorf("%w: a directory or tar file is made into a tree on Linux only", errors.ErrUnsupported)
+}
+
+// Close does nothing.
+func (*Files) Close() error { return nil }
+
+// Plant fails with errors.ErrUnsupported.
+func (*Files) Plant(context.Context, *tree.Writer) (tree.Sums, error) {
+	return tree.Sums{}, errors.ErrUnsupported
+}
+
+// Harvest fails with errors.ErrUnsupported.
+func Harvest(context.Context, *tree.Tree, string, func(string)) error {
+	return fmt.Errorf("%w: a tree is written out on Linux only", errors.ErrUnsupported)
 }

@@ -2,8 +2,10 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"slices"
 
@@ -14,54 +16,130 @@ import (
 	"github.com/grangemesh/grange/origin/convert/files"
 )
 
-// Plant writes the tree of a directory or tar file. Warn is told what can't be had of it. It closes w.
-func (o Options) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
-	l := o.listing()
-	if o.Format == Tar {
-		sorted, err := files.Sort(ctx, l, o.Temp, o.Room)
-		if err != nil {
-			return tree.Sums{}, err
-		}
-		defer sorted.Close()
-		l = sorted
+// Files is a directory or tar file that is to become a tree.
+type Files struct {
+	o      Options
+	source *source // of a tar file
+	sorted *files.Sorted
+}
+
+// OpenFiles opens a source as files. The caller closes it, which removes what was unpacked. One that is neither a
+// directory nor a tar file is ErrInvalid.
+func OpenFiles(ctx context.Context, o Options) (*Files, error) {
+	o, err := o.found()
+	if err != nil {
+		return nil, err
 	}
-	var open []string // folders that were entered
-	err := l.Each(ctx, func(e *files.Entry) error {
-		for len(open) > 0 && open[len(open)-1] != path.Dir(e.Path) && e.Path != "." {
-			open = open[:len(open)-1]
-			if err := w.Leave(); err != nil {
-				return err
-			}
-		}
-		if len(open) == 0 && e.Path != "." {
-			return fmt.Errorf("%w: %q is in what is no folder of the tree", content.ErrInvalid, e.Path)
-		}
-		if e.Lost != "" {
-			o.Warn(fmt.Sprintf("%s: %s", e.Path, e.Lost))
-		}
-		planted := plantedOf(e)
-		if e.Is(unix.S_IFDIR) {
-			open = append(open, e.Path)
-			return w.Enter(planted)
-		}
-		data := tree.Data(e.Data)
-		if e.Same != "" {
-			data = nil
-		}
-		if err := w.Add(ctx, planted, data); err != nil {
-			return fmt.Errorf("%s: %w", e.Path, err)
-		}
-		return nil
-	})
-	for range open {
+	f := &Files{o: o}
+	if o.Format != Dir {
+		err = f.openTar(ctx)
+	} else if os.Geteuid() != 0 {
+		o.Warn("attributes in trusted.*, which root alone sees, are not in it")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open source %s as files: %w", o.Path, err), f.Close())
+	}
+	return f, nil
+}
+
+func (f *Files) openTar(ctx context.Context) error {
+	s, err := openSource(f.o.Path)
+	if err != nil {
+		return err
+	}
+	if f.source, err = f.o.inflated(ctx, s); err != nil {
+		return err
+	}
+	is, err := detect(f.source)
+	if err != nil {
+		return err
+	}
+	if is != Tar || f.o.Format != Auto && f.o.Format != Tar {
+		return fmt.Errorf("%w: a tree is made of a directory or a tar file", content.ErrInvalid)
+	}
+	if _, err := contents(f.source, true); err != nil {
+		return err
+	}
+	f.o.Format, f.o.Path = Tar, f.source.file.Name()
+	f.o.Note("sorting what is in the tar file")
+	f.sorted, err = files.Sort(ctx, f.o.listing(), f.o.Temp, f.o.Room)
+	return err
+}
+
+// Close removes the working files.
+func (f *Files) Close() (err error) {
+	if f.sorted != nil {
+		err = f.sorted.Close()
+	}
+	if f.source != nil {
+		err = errors.Join(err, f.source.Close())
+	}
+	return err
+}
+
+// Plant writes the tree, and closes w. Options.Warn is told what can't be had of it.
+func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
+	var l files.Listing = f.sorted
+	if f.sorted == nil {
+		l = f.o.listing()
+	}
+	p := planter{w: w, facts: map[string]fact{}, lost: losses{}}
+	err := l.Each(ctx, func(e *files.Entry) error { return p.put(ctx, e) })
+	for range p.open {
 		if err == nil {
 			err = w.Leave()
 		}
 	}
+	if err == nil && f.source != nil {
+		err = f.source.unchanged()
+	} else if err == nil {
+		err = f.o.compare(ctx, l, p.facts)
+	}
 	if err != nil {
 		return tree.Sums{}, err
 	}
+	for _, text := range p.lost.texts() {
+		f.o.Warn(text)
+	}
 	return w.Close(ctx)
+}
+
+// planter hands entries on to a tree's writer.
+type planter struct {
+	w     *tree.Writer
+	open  []string // folders that were entered
+	facts map[string]fact
+	lost  losses
+}
+
+func (p *planter) put(ctx context.Context, e *files.Entry) error {
+	if p.facts[e.Path] = (fact{e.Is(unix.S_IFDIR), e.Stamp}); len(p.facts) > filesMax {
+		return fmt.Errorf("%w: more than %d files and folders; import parts of the tree", content.ErrInvalid, filesMax)
+	}
+	for len(p.open) > 0 && p.open[len(p.open)-1] != path.Dir(e.Path) {
+		p.open = p.open[:len(p.open)-1]
+		if err := p.w.Leave(); err != nil {
+			return err
+		}
+	}
+	if len(p.open) == 0 && e.Path != "." {
+		return fmt.Errorf("%w: %q is in what is no folder of the tree", content.ErrInvalid, e.Path)
+	}
+	if e.Lost != "" {
+		p.lost.add(e.Lost, e.Path)
+	}
+	planted, data := plantedOf(e), tree.Data(e.Data)
+	if e.Is(unix.S_IFDIR) {
+		p.open = append(p.open, e.Path)
+		return p.w.Enter(planted)
+	}
+	if e.Same != "" {
+		data = nil
+	}
+	if err := p.w.Add(ctx, planted, data); err != nil {
+		return fmt.Errorf("%s: %w", e.Path, err)
+	}
+	return nil
 }
 
 func plantedOf(e *files.Entry) tree.Entry {

@@ -44,8 +44,12 @@ func plantAt(t *testing.T, o Options) (g grove, err error) {
 	}})
 	must(t, err)
 	o.Temp, o.Warn, o.Room = t.TempDir(), func(text string) { t.Log(text) }, func(int64) error { return nil }
-	_, err = o.Plant(t.Context(), w)
-	return g, err
+	f, err := OpenFiles(t.Context(), o)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Plant(t.Context(), w)
+	return g, errors.Join(err, f.Close())
 }
 
 func planting(t *testing.T, o Options) grove {
