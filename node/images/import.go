@@ -37,15 +37,20 @@ func Formats() []string {
 // Import publishes an image under a name, in the background. What can be known at
 // once is refused at once.
 func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (operations.View, error) {
+	return im.importing(ctx, content.KindImage, name, req, im.publish)
+}
+
+// importing has publish work in the background.
+func (im *Images) importing(ctx context.Context, kind content.Kind, name string, req ImportRequest, publish func(context.Context, *operations.Operation, string, ImportRequest, *version) error) (operations.View, error) {
 	if err := im.mayImport(name, &req); err != nil {
 		return operations.View{}, err
 	}
-	old, err := im.previous(ctx, name, req.Replace)
+	old, err := im.previous(ctx, kind, name, req.Replace)
 	if err != nil {
 		return operations.View{}, err
 	}
 	return im.begin("import", name, func(ctx context.Context, op *operations.Operation) error {
-		return im.publish(ctx, op, name, req, old)
+		return publish(ctx, op, name, req, old)
 	})
 }
 
@@ -124,7 +129,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 		body.Source = "standard input" // which the command line has kept there
 	}
 	body.Files = tree
-	return im.replace(ctx, name, body, old)
+	return im.replace(ctx, content.KindImage, name, body, old)
 }
 
 // made tells whether this node has itself made the image's file system, of files. The
@@ -136,12 +141,12 @@ func (im *Images) made(old *version) bool {
 
 // replace commits the record, and lets others know at once that this node has what it
 // has just published.
-func (im *Images) replace(ctx context.Context, name string, body catalog.Image, old *version) error {
+func (im *Images) replace(ctx context.Context, kind content.Kind, name string, body catalog.Image, old *version) error {
 	var base *catalog.Record
 	if old != nil {
 		base = &old.Record
 	}
-	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
+	if err := im.record(ctx, kind, name, body, base); err != nil {
 		return err
 	}
 	k, _ := im.cfg.Names.Held(content.KindImage, name)
@@ -160,14 +165,14 @@ func (im *Images) replace(ctx context.Context, name string, body catalog.Image, 
 
 // Publish gives a name to an image whose packs are in the bucket.
 func (im *Images) Publish(ctx context.Context, name string, body catalog.Image, replace bool) error {
-	old, err := im.previous(ctx, name, replace)
+	old, err := im.previous(ctx, content.KindImage, name, replace)
 	if err != nil {
 		return err
 	}
 	if old != nil {
 		body.Lineage = old.lineage()
 	}
-	return im.replace(ctx, name, body, old)
+	return im.replace(ctx, content.KindImage, name, body, old)
 }
 
 // version is what a name stands for before it is published anew.
@@ -185,16 +190,16 @@ func (v *version) lineage() []content.CID {
 	return all[:min(len(all), content.LineageMax)]
 }
 
-// previous returns the image that the name stands for, nil when it is free.
-func (im *Images) previous(ctx context.Context, name string, replace bool) (*version, error) {
+// previous returns what of that kind the name stands for, nil when it is free.
+func (im *Images) previous(ctx context.Context, kind content.Kind, name string, replace bool) (*version, error) {
 	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case k.Kind != content.KindImage:
-		return nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.OtherKind)
+	case k.Kind != kind:
+		return nil, fmt.Errorf("import %q: %w: it is a %s; choose another name, or remove it first", name, content.OtherKind, k.Kind)
 	case !replace:
 		return nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	}
@@ -202,15 +207,28 @@ func (im *Images) previous(ctx context.Context, name string, replace bool) (*ver
 	return &version{k, body}, err
 }
 
-// store builds the packs of a disk, and returns what the record says of it. Its chunks stay in this node's cache: the
-// farm of the importer need not fetch what it has made.
+// store builds the packs of a disk, and returns what the record says of it.
 func (im *Images) store(ctx context.Context, op *operations.Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
+	return im.build(ctx, op, build.Config{Scope: scope, Size: disk.Size(), Lineage: lineage}, func(b *build.Builder) error {
+		err := convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
+			op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
+		})
+		if err == nil { // what is past the last byte is a hole
+			op.Update(func(v *operations.View) { v.Done, v.Total = disk.Size(), disk.Size() })
+		}
+		return err
+	})
+}
+
+// build builds the packs of what fill adds. Its chunks stay in this node's cache: the farm of the importer need not
+// fetch what it has made.
+func (im *Images) build(ctx context.Context, op *operations.Operation, cfg build.Config, fill func(*build.Builder) error) (catalog.Image, error) {
 	store, err := im.cfg.Writable()
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	known, err := index.Load(ctx, index.Config{
-		Bucket: store, Scopes: mayReferTo(scope), Verifier: im.cfg.Verifier, Dir: filepath.Join(im.cfg.Dir, "index"), Now: im.cfg.Now, Log: im.cfg.Log,
+		Bucket: store, Scopes: mayReferTo(cfg.Scope), Verifier: im.cfg.Verifier, Dir: filepath.Join(im.cfg.Dir, "index"), Now: im.cfg.Now, Log: im.cfg.Log,
 	})
 	if err != nil {
 		return catalog.Image{}, err
@@ -220,31 +238,24 @@ func (im *Images) store(ctx context.Context, op *operations.Operation, disk conv
 			im.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	b, err := build.New(ctx, build.Config{
-		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.cfg.Signer, Lineage: lineage, Now: im.cfg.Now, Codec: im.cfg.Codec, Log: im.cfg.Log,
-		OnObject: im.Keep(scope),
-		Progress: func(s build.Stats) {
-			op.Update(func(v *operations.View) {
-				v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)
-			})
-		},
-	})
+	cfg.Bucket, cfg.Known, cfg.Signer, cfg.Now, cfg.Codec, cfg.Log = store, known, im.cfg.Signer, im.cfg.Now, im.cfg.Codec, im.cfg.Log
+	cfg.OnObject = im.Keep(cfg.Scope)
+	cfg.Progress = func(s build.Stats) {
+		op.Update(func(v *operations.View) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
+	}
+	b, err := build.New(ctx, cfg)
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	err = convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
-		op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
-	})
-	if err != nil {
+	if err := fill(b); err != nil {
 		b.Abort()
 		return catalog.Image{}, err
 	}
-	op.Update(func(v *operations.View) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
 	head, stats, err := b.Finish(ctx)
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	return catalog.Image{Head: head, Lineage: lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, complete(ctx, store, b.Manifest(), known)
+	return catalog.Image{Head: head, Lineage: cfg.Lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, complete(ctx, store, b.Manifest(), known)
 }
 
 // mayReferTo returns the scopes whose packs content of scope s may refer to: its own and
