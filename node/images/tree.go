@@ -2,10 +2,14 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
@@ -49,4 +53,72 @@ func (im *Images) plant(ctx context.Context, op *operations.Operation, name stri
 		body.Source = "standard input"
 	}
 	return im.replace(ctx, content.KindTree, name, body, old)
+}
+
+// ExportTree writes a tree into a folder on this host, in the background: one that is not there, or empty. Another is
+// made to be as the tree is if it is to be replaced.
+func (im *Images) ExportTree(name, dir string, replace bool) (operations.View, error) {
+	if err := im.mayFill(dir, replace); err != nil {
+		return operations.View{}, fmt.Errorf("export %q to %q: %w", name, dir, err)
+	}
+	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
+		k, err := im.target(ctx, op, name, func(i Image, _ int64) int64 { return i.Size })
+		if err != nil {
+			return err
+		}
+		said, err := im.harvest(ctx, op, RootOf(k), dir)
+		if err != nil {
+			return fmt.Errorf("export %q to %s: %w", name, dir, err)
+		}
+		op.Update(func(v *operations.View) { v.Done, v.Note = v.Total, strings.Join(said, "\n") })
+		return nil
+	})
+}
+
+// mayFill fails for a folder that is to stay as it is: ErrExists for one that is not empty, unless it is to be
+// replaced.
+func (im *Images) mayFill(dir string, replace bool) error {
+	if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
+		return fmt.Errorf("%w: want an absolute path of a folder for the tree alone", content.ErrInvalid)
+	}
+	in, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err = os.Stat(filepath.Dir(dir)); err == nil {
+			return nil
+		}
+	case err == nil && im.isOwn(filepath.Join(dir, "any")):
+		return fmt.Errorf("%w: it is one of this node's own data folder", content.ErrInvalid)
+	case err == nil && len(in) > 0 && !replace:
+		return fmt.Errorf("%w, and is not empty; give --force to have in it what the tree has, and nothing else", content.ErrExists)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", content.ErrInvalid, bare(err))
+	}
+	return nil
+}
+
+// harvest writes a tree, and has the rest of it brought in meanwhile.
+func (im *Images) harvest(ctx context.Context, op *operations.Operation, root fetch.Root, dir string) (said []string, err error) {
+	m, err := im.cfg.Fetcher.Learn(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, bare(err)
+	}
+	ctx, end := context.WithCancel(ctx)
+	warmed := make(chan error, 1)
+	go func() {
+		warmed <- m.Warm(ctx, func(s fetch.Source, n int) {
+			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
+		})
+	}()
+	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m)
+	if err == nil {
+		err = convert.Harvest(ctx, t, dir, func(text string) { said = append(said, text) })
+	}
+	end()
+	<-warmed // what it could not bring in was read by who needed it, or failed there
+	return said, err
 }
