@@ -42,7 +42,10 @@ require (
 	github.com/pkg/xattr v0.4.12
 )
 
-require filippo.io/hpke v0.4.0 // indirect
+require (
+	filippo.io/hpke v0.4.0 // indirect
+	github.com/hanwen/go-fuse/v2 v2.9.0 // indirect
+)
 
 require (
 	github.com/aws/aws-sdk-go-v2/credentials v1.20.14 // indirect

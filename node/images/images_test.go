@@ -44,14 +44,14 @@ func TestReplacingATag(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, replace := range []bool{false, true} {
-		if _, err := n.previous(t.Context(), "stable", replace); !errors.Is(err, content.ErrConflict) {
+		if _, err := n.previous(t.Context(), content.KindImage, "stable", replace); !errors.Is(err, content.ErrConflict) {
 			t.Errorf("a tag, replace %t: %v", replace, err)
 		}
 	}
-	if _, err := n.previous(t.Context(), "debian", false); !errors.Is(err, content.ErrExists) {
+	if _, err := n.previous(t.Context(), content.KindImage, "debian", false); !errors.Is(err, content.ErrExists) {
 		t.Errorf("an image: %v", err)
 	}
-	if old, err := n.previous(t.Context(), "debian", true); err != nil || old == nil {
+	if old, err := n.previous(t.Context(), content.KindImage, "debian", true); err != nil || old == nil {
 		t.Errorf("an image to be replaced: %v", err)
 	}
 }

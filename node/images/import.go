@@ -241,7 +241,9 @@ func (im *Images) build(ctx context.Context, op *operations.Operation, cfg build
 	cfg.Bucket, cfg.Known, cfg.Signer, cfg.Now, cfg.Codec, cfg.Log = store, known, im.cfg.Signer, im.cfg.Now, im.cfg.Codec, im.cfg.Log
 	cfg.OnObject = im.Keep(cfg.Scope)
 	cfg.Progress = func(s build.Stats) {
-		op.Update(func(v *operations.View) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
+		op.Update(func(v *operations.View) {
+			v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)
+		})
 	}
 	b, err := build.New(ctx, cfg)
 	if err != nil {

@@ -60,10 +60,10 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish("piped", piped)
-	if old, err := n.previous(t.Context(), "piped", true); err != nil || old.body.Source != "standard input" {
+	if old, err := n.previous(t.Context(), content.KindImage, "piped", true); err != nil || old.body.Source != "standard input" {
 		t.Errorf("what came through a pipe: %+v, %v", old, err)
 	}
-	old, err := n.previous(t.Context(), "os", true)
+	old, err := n.previous(t.Context(), content.KindImage, "os", true)
 	if err != nil || !n.made(old) {
 		t.Fatalf("a tree of this node: %v", err)
 	}

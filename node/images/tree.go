@@ -114,7 +114,7 @@ func (im *Images) harvest(ctx context.Context, op *operations.Operation, root fe
 			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
 		})
 	}()
-	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m)
+	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadChunk)
 	if err == nil {
 		err = convert.Harvest(ctx, t, dir, func(text string) { said = append(said, text) })
 	}

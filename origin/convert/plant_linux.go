@@ -143,7 +143,7 @@ func (p *planter) put(ctx context.Context, e *files.Entry) error {
 }
 
 func plantedOf(e *files.Entry) tree.Entry {
-	out := tree.Entry{Mode: e.Mode, UID: uint32(e.UID), GID: uint32(e.GID), Seconds: e.Mtime.Sec, Nanos: uint32(e.Mtime.Nsec), Same: []byte(e.Same)}
+	out := tree.Entry{Mode: e.Mode, UID: uint32(e.UID), GID: uint32(e.GID), Seconds: e.Mtime.Sec, Nanos: uint32(e.Mtime.Nsec), Same: []byte(e.Same), Links: uint32(e.Links)}
 	if e.Path != "." {
 		out.Name = []byte(path.Base(e.Path))
 	}

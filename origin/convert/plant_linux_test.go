@@ -31,7 +31,7 @@ func (g grove) open(t *testing.T) *tree.Tree {
 	for _, c := range g {
 		root.Size += int64(len(c))
 	}
-	of, err := tree.Open(t.Context(), content.NewCodec(), root, g)
+	of, err := tree.Open(t.Context(), content.NewCodec(), root, g.ReadChunk)
 	must(t, err)
 	return of
 }

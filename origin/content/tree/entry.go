@@ -41,6 +41,8 @@ type Entry struct {
 	Ranges []Range
 	// Target is where a symbolic link leads, and Same the path of an earlier entry that this is another name of.
 	Target, Same []byte
+	// Links is how many names it has in the tree, where it has more than one; those that say Same say none.
+	Links uint32
 	// Device is the number of one, as in stat.
 	Device uint64
 	Xattrs []Xattr // by rising names
@@ -91,12 +93,12 @@ func (e *Entry) check(top bool) error {
 func (e *Entry) isSane() bool {
 	link, same, device := len(e.Target) > 0, len(e.Same) > 0, e.Device != 0
 	regular := e.Size != 0 || e.Ranges != nil || e.Data != 0
-	if same && (regular || link || device || e.Own+e.Below != 0 || e.Is(Folder)) || len(e.Target) > linkMax || bytes.IndexByte(e.Target, 0) >= 0 {
+	if same && (regular || link || device || e.Links > 0 || e.Own+e.Below != 0 || e.Is(Folder)) || len(e.Target) > linkMax || bytes.IndexByte(e.Target, 0) >= 0 {
 		return false
 	}
 	switch e.Mode & typeMask {
 	case Folder:
-		return !link && !device && e.Size == 0 && e.Ranges == nil
+		return !link && !device && e.Links == 0 && e.Size == 0 && e.Ranges == nil
 	case Regular:
 		return !link && !device && e.Own+e.Below == 0 && (same || e.Data == e.held())
 	case Link:

@@ -61,20 +61,17 @@ func decodeEnd(root content.Root, b []byte) (e end, err error) {
 
 func tableChunks(bytes int64) uint64 { return uint64(bytes+ChunkSize-1) / ChunkSize }
 
-// Chunks is what a Tree reads: a root's chunks, verified.
-type Chunks interface {
-	// ReadChunk fills p from byte off of a chunk.
-	ReadChunk(ctx context.Context, index uint64, off int, p []byte) error
-}
+// ReadChunk fills p from byte off of a chunk of a root, which was verified.
+type ReadChunk func(ctx context.Context, index uint64, off int, p []byte) error
 
-// Tree reads a tree. Safe for concurrent use, if its Chunks are.
+// Tree reads a tree. Safe for concurrent use, as its ReadChunk has to be.
 type Tree struct {
-	chunks Chunks
-	codec  *content.Codec
-	end    end
-	top    Entry
-	table  []byte
-	marks  []mark // of each tableStep-th chunk
+	read  ReadChunk
+	codec *content.Codec
+	end   end
+	top   Entry
+	table []byte
+	marks []mark // of each tableStep-th chunk
 }
 
 // mark is where a chunk begins, in data and listings, and where its length is in the table.
@@ -89,15 +86,19 @@ type File struct {
 	data, listing int64 // where both begin, in data and listings
 }
 
+// Listing is where a folder's listing begins among the bytes of data and listings: no two folders that are not empty have
+// one place, and each has more bytes there than entries.
+func (f File) Listing() int64 { return f.listing }
+
 // Open reads what every reader needs of a tree: the table of its chunks, and the top's entry. A root that is no tree
 // is ErrInvalid.
-func Open(ctx context.Context, codec *content.Codec, root content.Root, chunks Chunks) (*Tree, error) {
+func Open(ctx context.Context, codec *content.Codec, root content.Root, read ReadChunk) (*Tree, error) {
 	if root.Kind != content.RootTree || root.ChunkSize != ChunkSize || root.Count == 0 {
 		return nil, fmt.Errorf("%w: it is no tree of files", content.ErrInvalid)
 	}
-	t := &Tree{chunks: chunks, codec: codec}
+	t := &Tree{read: read, codec: codec}
 	last := make([]byte, endSize)
-	err := chunks.ReadChunk(ctx, root.Count-1, 0, last)
+	err := read(ctx, root.Count-1, 0, last)
 	if err == nil {
 		t.end, err = decodeEnd(root, last)
 	}
@@ -125,7 +126,7 @@ func (t *Tree) readTable(ctx context.Context, root content.Root) error {
 	t.table = make([]byte, t.end.table)
 	for i, rest := t.end.chunks, t.table; len(rest) > 0; i++ {
 		n := min(len(rest), ChunkSize)
-		if err := t.chunks.ReadChunk(ctx, i, 0, rest[:n]); err != nil {
+		if err := t.read(ctx, i, 0, rest[:n]); err != nil {
 			return err
 		}
 		rest = rest[n:]
@@ -226,7 +227,7 @@ func (t *Tree) readStream(ctx context.Context, p []byte, at int64) error {
 	for len(p) > 0 {
 		length, n := binary.Uvarint(t.table[table:])
 		part := p[:min(int64(len(p)), from+int64(length)-at)]
-		if err := t.chunks.ReadChunk(ctx, index, int(at-from), part); err != nil {
+		if err := t.read(ctx, index, int(at-from), part); err != nil {
 			return err
 		}
 		p, at = p[len(part):], at+int64(len(part))

@@ -187,7 +187,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		n := drawNode(r, 0, "")
 		chunks := n.written(t)
-		of, err := Open(t.Context(), content.NewCodec(), chunks.root(), chunks)
+		of, err := Open(t.Context(), content.NewCodec(), chunks.root(), chunks.ReadChunk)
 		if err != nil {
 			r.Fatal(err)
 		}
@@ -212,7 +212,7 @@ func FuzzTree(f *testing.F) {
 				chunks, all = append(chunks, all[:n]), all[n:]
 			}
 		}
-		of, err := Open(t.Context(), content.NewCodec(), chunks.root(), chunks)
+		of, err := Open(t.Context(), content.NewCodec(), chunks.root(), chunks.ReadChunk)
 		if err != nil {
 			return
 		}

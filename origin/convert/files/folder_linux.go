@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/pkg/xattr"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ type Entry struct {
 	Device   uint64
 	Target   string // of a symbolic link
 	Same     string // the path, already given, that this is another name of
+	Links    int    // names in the tree, where there are more than one; of the first
 	Xattrs   map[string]string
 	Lost     string // what the source has of it and can't be had, and why
 	Stamp    int64  // differs when the entry was changed; 0 when that can't be told
@@ -80,7 +82,8 @@ func (d Folder) Each(ctx context.Context, do func(*Entry) error) error {
 			return &fs.PathError{Op: "stat", Path: d.Except, Err: err}
 		}
 	}
-	names := map[inode]string{}     // of files that have several
+	names := map[inode]string{} // of files that have several
+	links := sync.OnceValues(func() (map[inode]int, error) { return d.links(ctx) })
 	buf := make([]byte, ReadAtOnce) // of one file after the other
 	return filepath.WalkDir(d.Root, func(path string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
@@ -105,6 +108,13 @@ func (d Folder) Each(ctx context.Context, do func(*Entry) error) error {
 			id := inode{st.Dev, st.Ino}
 			if e.Same = names[id]; e.Same == "" {
 				names[id] = e.Path
+				counts, err := links()
+				if err != nil {
+					return err
+				}
+				if n := counts[id]; n > 1 {
+					e.Links = n
+				}
 			}
 		}
 		if err := do(e); err != nil {
@@ -114,6 +124,28 @@ func (d Folder) Each(ctx context.Context, do func(*Entry) error) error {
 			return fs.SkipDir
 		}
 		return nil
+	})
+}
+
+// links counts the names of files that have several, those in the folder: others may lie outside.
+func (d Folder) links(ctx context.Context) (map[inode]int, error) {
+	counts := map[inode]int{}
+	return counts, filepath.WalkDir(d.Root, func(path string, entry fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil && !entry.IsDir() {
+			err = unix.Lstat(path, &st)
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil && st.Nlink > 1:
+			counts[inode{st.Dev, st.Ino}]++
+		case err == nil && entry.IsDir() && path != d.Root && path == d.Except:
+			return fs.SkipDir
+		}
+		return err
 	})
 }
 

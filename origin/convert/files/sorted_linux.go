@@ -91,7 +91,10 @@ func (s *Sorted) take(e *Entry) error {
 
 // Each implements Listing.
 func (s *Sorted) Each(ctx context.Context, do func(*Entry) error) error {
-	first := map[*spooled]string{}
+	first, links := map[*spooled]string{}, map[*spooled]int{}
+	for _, n := range s.paths {
+		links[n]++
+	}
 	buf := make([]byte, ReadAtOnce)
 	for _, path := range s.order {
 		if ctx.Err() != nil {
@@ -101,7 +104,10 @@ func (s *Sorted) Each(ctx context.Context, do func(*Entry) error) error {
 		e := n.Entry
 		if e.Path = path; first[n] != "" {
 			e.Same = first[n]
-		} else if first[n] = path; e.Is(unix.S_IFREG) {
+		} else if first[n] = path; links[n] > 1 {
+			e.Links = links[n]
+		}
+		if e.Same == "" && e.Is(unix.S_IFREG) {
 			e.Data = func(yield func([]byte, int64) error) error { return s.data(n, buf, yield) }
 		}
 		if err := do(&e); err != nil {

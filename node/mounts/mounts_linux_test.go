@@ -1,0 +1,200 @@
+package mounts
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/tree"
+	"github.com/grangemesh/grange/origin/convert"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func shell(t *testing.T, dir, script string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "bash", "-ec", script)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out)
+}
+
+// planted is the tree of a folder, whose chunks are in memory.
+func planted(t *testing.T, dir string) *tree.Tree {
+	t.Helper()
+	var chunks [][]byte
+	root := content.Root{Kind: content.RootTree, ChunkSize: tree.ChunkSize}
+	w, err := tree.NewWriter(tree.Config{Codec: content.NewCodec(), Add: func(_ context.Context, _ uint64, raw []byte) error {
+		chunks, root.Count, root.Size = append(chunks, bytes.Clone(raw)), root.Count+1, root.Size+int64(len(raw))
+		return nil
+	}})
+	must(t, err)
+	files, err := convert.OpenFiles(t.Context(), convert.Options{Path: dir, Temp: t.TempDir()})
+	must(t, err)
+	_, err = files.Plant(t.Context(), w)
+	must(t, err, files.Close())
+	of, err := tree.Open(t.Context(), content.NewCodec(), root, func(_ context.Context, index uint64, off int, p []byte) error {
+		copy(p, chunks[index][off:][:len(p)])
+		return nil
+	})
+	must(t, err)
+	return of
+}
+
+// source is a folder with all that a file system of Linux has.
+func source(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	shell(t, dir, `
+		mkdir -p a/b "with space" empty; echo hello >a/b/hello; ln a/b/hello a/again; ln -s ../a/b/hello empty/link
+		head -c 3000000 /dev/urandom >large; truncate -s 5M sparse; printf x | dd of=sparse bs=1 seek=3000000 conv=notrunc status=none
+		mknod pipe p; mknod null c 1 3; touch $'not\xff utf8'; chmod 4751 a/b/hello; chmod 1777 empty; chown 12:34 large
+		mkdir many; for i in $(seq 3000); do echo $i >many/f$i; done
+		touch -d '1969-01-02 03:04:05.6' a; touch -h -d '2044-01-02 03:04:05.123456789' empty/link`)
+	capability := []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} // cap_net_bind_service+ep
+	must(t, unix.Lsetxattr(filepath.Join(dir, "large"), "user.note", []byte("words"), 0), unix.Lsetxattr(filepath.Join(dir, "sparse"), "security.capability", capability, 0),
+		unix.Lsetxattr(filepath.Join(dir, "empty/link"), "trusted.note", []byte{0, 255}, 0))
+	return dir
+}
+
+// sumOf is that of all that tar finds in a folder.
+func sumOf(t *testing.T, dir string) string {
+	t.Helper()
+	return shell(t, dir, `tar --sort=name --xattrs --xattrs-include='*' --acls --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime,exthdr.name=%d/%f -cf - . | sha256sum`)
+}
+
+func newMounts(t *testing.T, file string, of *tree.Tree) *Mounts {
+	t.Helper()
+	m, err := New(Config{File: file, Now: time.Now, Log: slog.New(slog.DiscardHandler), Open: func(_ context.Context, name string) (*tree.Tree, content.CID, error) {
+		if of == nil || name != "debian" {
+			return nil, content.CID{}, fmt.Errorf("%q: %w", name, content.ErrNotFound)
+		}
+		return of, content.Sum([]byte(name)), nil
+	}})
+	must(t, err)
+	return m
+}
+
+// TestMountedIsAsTheSource: whoever reads a mounted tree reads what was planted, and can change nothing.
+func TestMountedIsAsTheSource(t *testing.T) {
+	src, dir := source(t), t.TempDir()
+	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), planted(t, src))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- m.Run(ctx) }()
+	one, err := m.Mount(t.Context(), "debian", dir)
+	must(t, err)
+	if again, err := m.Mount(t.Context(), "debian", dir+"/"); err != nil || again != one {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	if got, want := sumOf(t, dir), sumOf(t, src); got != want {
+		t.Errorf("tar finds other things\n%s", shell(t, dir, fmt.Sprintf(`list() { tar --sort=name --xattrs --xattrs-include='*' --numeric-owner --format=posix -cf - . | tar --xattrs --xattrs-include='*' -tvvf -; }
+			list >/tmp/is; cd %s; list | diff - /tmp/is | head -20`, src)))
+	}
+	var one1, two2 syscall.Stat_t
+	must(t, syscall.Stat(filepath.Join(dir, "a/again"), &one1), syscall.Stat(filepath.Join(dir, "a/b/hello"), &two2))
+	if one1.Ino != two2.Ino {
+		t.Error("two names of a file are two files")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "large"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("a write: %v", err)
+	}
+	readsAnywhere(t, filepath.Join(dir, "large"), filepath.Join(src, "large"))
+	readsAnywhere(t, filepath.Join(dir, "sparse"), filepath.Join(src, "sparse"))
+	stop()
+	must(t, <-ended)
+	if in, err := os.ReadDir(dir); err != nil || len(in) > 0 {
+		t.Errorf("after the end: %v, %v", in, err)
+	}
+}
+
+func readsAnywhere(t *testing.T, path, as string) {
+	t.Helper()
+	want, err := os.ReadFile(as)
+	must(t, err)
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	for range 200 {
+		off := rand.IntN(len(want))
+		p := make([]byte, 1+rand.IntN(200_000))
+		n, _ := f.ReadAt(p, int64(off))
+		if w := want[off:min(len(want), off+len(p))]; sha256.Sum256(p[:n]) != sha256.Sum256(w) {
+			t.Fatalf("%s: %d bytes at %d are others", path, len(p), off)
+		}
+	}
+}
+
+// TestMountsAreRemembered: a start brings them back, once their tree can be read, also over what a process that was
+// killed has left; and what is in use stays.
+func TestMountsAreRemembered(t *testing.T) {
+	src, dir, file := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "mounts.json")
+	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("words"), 0o644))
+	first := newMounts(t, file, planted(t, src))
+	_, err := first.Mount(t.Context(), "debian", dir)
+	must(t, err, first.close())
+	away := newMounts(t, file, nil)
+	if all := away.List(); len(all) != 1 || all[0].Error == "" {
+		t.Fatalf("%+v", all)
+	}
+	away.again(t.Context())
+	if all := away.List(); all[0].Error == "" {
+		t.Errorf("without its tree: %+v", all)
+	}
+	m := newMounts(t, file, planted(t, src))
+	m.again(t.Context())
+	if all := m.List(); len(all) != 1 || all[0].Error != "" {
+		t.Errorf("%+v", all)
+	}
+	f, err := os.Open(filepath.Join(dir, "file"))
+	must(t, err)
+	if err := m.Unmount(t.Context(), dir); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("while it is read: %v", err)
+	}
+	must(t, f.Close(), m.Unmount(t.Context(), dir), m.Unmount(t.Context(), dir))
+	if all := newMounts(t, file, nil).List(); len(all) > 0 {
+		t.Errorf("after the end: %+v", all)
+	}
+}
+
+// TestWhatCantBeMounted says so, and mounts nothing.
+func TestWhatCantBeMounted(t *testing.T) {
+	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), nil)
+	full := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
+	for _, x := range []struct {
+		name, dir string
+		want      error
+	}{{"debian", "relative", content.ErrInvalid}, {"debian", filepath.Join(full, "nowhere"), content.ErrInvalid}, {"debian", full, content.ErrConflict}, {"other", t.TempDir(), content.ErrNotFound}} {
+		if _, err := m.Mount(t.Context(), x.name, x.dir); !errors.Is(err, x.want) {
+			t.Errorf("%s at %s: %v, want %v", x.name, x.dir, err, x.want)
+		}
+	}
+	if all := m.List(); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+}
