@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/seed"
@@ -37,7 +38,7 @@ type services struct {
 	// of names, and all chunks, it has from members, and it publishes nothing, neither
 	// for itself nor for others.
 	origin bool
-	// volumes are served to this host; a node without them has nil for its Volumes.
+	// volumes are served to this host, and trees shown; a node without them has nil for its Volumes and Mounts.
 	volumes bool
 }
 
@@ -55,6 +56,7 @@ type Node struct {
 	Names      *records.Names
 	Images     *images.Images
 	Volumes    *volumes.Volumes // nil in a seed
+	Mounts     *mounts.Mounts   // nil in a seed
 	Membership *membership.Membership
 	cfg        Config
 	codec      *content.Codec
@@ -102,7 +104,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openNames)
 	if serves.volumes {
-		steps = append(steps, n.openVolumes)
+		steps = append(steps, n.openVolumes, n.openMounts)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -154,16 +156,6 @@ func (n *Node) openNames(context.Context) (err error) {
 	return nil
 }
 
-func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") }
-
-func (n *Node) openVolumes(ctx context.Context) (err error) {
-	n.Volumes, err = volumes.New(ctx, volumes.Config{
-		Dir: n.volumesDir(), NBD: n.cfg.NBD, UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(),
-		Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() }, Called: func(k trust.PublicKey) string { return n.Membership.Who(k).Name }, Away: n.isAway, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Keep: n.Images.Keep(content.Farm(n.Farm())), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
-	})
-	return err
-}
-
 // close undoes what New did, when it failed midway.
 func (n *Node) close() (err error) {
 	for _, undo := range slices.Backward(n.undo) {
@@ -196,7 +188,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.runMounts, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

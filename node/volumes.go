@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -104,4 +106,14 @@ func (n *Node) findMember(ctx context.Context, who string) (trust.PublicKey, str
 		err = fmt.Errorf("%w: %s: a volume stays in its farm, which is %s", content.ErrForbidden, m, n.Farm())
 	}
 	return m.Key, m.String(), err
+}
+
+func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") }
+
+func (n *Node) openVolumes(ctx context.Context) (err error) {
+	n.Volumes, err = volumes.New(ctx, volumes.Config{
+		Dir: n.volumesDir(), NBD: n.cfg.NBD, UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(),
+		Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() }, Called: func(k trust.PublicKey) string { return n.Membership.Who(k).Name }, Away: n.isAway, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Keep: n.Images.Keep(content.Farm(n.Farm())), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
+	})
+	return err
 }

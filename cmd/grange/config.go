@@ -17,9 +17,8 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// configFile is a flag that reads settings from a YAML file: a flat map from
-// flags' names to values. Flags and environment come before it. An unknown
-// setting is an error, so that a mistyped one is not silently without effect.
+// configFile is a flag that reads settings from a YAML file: a flat map from flags' names to values. Flags and environment come
+// before it. An unknown setting is an error, so that a mistyped one is not silently without effect.
 type configFile string
 
 func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.Path) error {

@@ -8,9 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// becomeFlusher tells the kernel that this process serves disks: when memory is
-// short it must not wait until something is written to them, which waits for it.
-// Threads and programs that it starts from then on have that from it.
+// becomeFlusher tells the kernel that this process serves disks: when memory is short it must not wait until something is
+// written to them, which waits for it. Threads and programs that it starts from then on have that from it.
 func becomeFlusher() error {
 	_, _, errno := syscall.AllThreadsSyscall(syscall.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0)
 	switch {

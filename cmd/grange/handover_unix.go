@@ -33,13 +33,11 @@ func hearEarly() <-chan os.Signal {
 	return upgrade
 }
 
-// awaitHandover returns a context that a signal of hearEarly ends: SIGUSR2 for a handover,
-// and SIGHUP so that the config file is read anew. This process stops, but for its disks, and becomes its
-// program anew, which may be another version by then. A program that would not start a
-// node as things are now is refused while the old one still runs. Call the function when
-// all has stopped, with the error of that: it does not return if a handover was asked
-// for, since who uses the disks waits for somebody to serve them, whatever went wrong;
-// unless the last call says that the process was asked to end meanwhile.
+// awaitHandover returns a context that a signal of hearEarly ends: SIGUSR2 for a handover, and SIGHUP so that the config file
+// is read anew. This process stops, but for its disks, and becomes its program anew, which may be another version by then. A
+// program that would not start a node as things are now is refused while the old one still runs. Call the function when all has
+// stopped, with the error of that: it does not return if a handover was asked for, since who uses the disks waits for somebody
+// to serve them, whatever went wrong; unless the last call says that the process was asked to end meanwhile.
 func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Signal, log *slog.Logger) (context.Context, func(error) error) {
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)

@@ -6,8 +6,7 @@ import (
 	"os"
 )
 
-// No process becomes another here, so there is no handover, nothing is inherited, and no
-// token is taken off the command line.
+// No process becomes another here, so there is no handover, nothing is inherited, and no token is taken off the command line.
 
 const handovers = false
 

@@ -97,9 +97,8 @@ func (r *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// spoolStdin keeps standard input in a file, as formats are told apart and read
-// at random. Blocks of zeros stay holes, so the file takes what the data takes. It
-// lies where a start of the node clears away what a killed command has left.
+// spoolStdin keeps standard input in a file, as formats are told apart and read at random. Blocks of zeros stay holes, so the
+// file takes what the data takes. It lies where a start of the node clears away what a killed command has left.
 func spoolStdin(data string, in io.Reader) (path string, err error) {
 	folder := filepath.Join(data, images.TempDir)
 	f, err := os.CreateTemp(folder, "stdin-*.spool")
@@ -130,9 +129,13 @@ func (c *cli) operate(ctx context.Context, std stdio, method, path string, body 
 
 type imageLsCmd struct{}
 
-// Run says too when the list is not whole, which a short one does not show.
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	err := list(ctx, app, std, "/api/images", func(w io.Writer, images []api.Image) {
+	return listImages(ctx, app, std, "/api/images")
+}
+
+// listImages lists images, or trees. It says too when the list is not whole, which a short one does not show.
+func listImages(ctx context.Context, app *cli, std stdio, path string) error {
+	err := list(ctx, app, std, path, func(w io.Writer, images []api.Image) {
 		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tFOLLOWED\tROOT")
 		for _, i := range images {
 			name := i.Name
@@ -285,7 +288,7 @@ type imageRmCmd struct{ imageArg }
 func (c *imageRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "DELETE", path: imagePath(c.Name)}, func(w io.Writer, r api.Removed) {
 		if r.Kind == "" {
-			fmt.Fprintf(w, "no image or tag is called %s\n", c.Name)
+			fmt.Fprintf(w, "no image, tree or tag is called %s\n", c.Name)
 			return
 		}
 		fmt.Fprintf(w, "removed %s %s\n", r.Kind, c.Name)

@@ -11,8 +11,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// newLog writes lines for people, in color on a terminal, or JSON for programs. What
-// others have chosen is quoted by either.
+// newLog writes lines for people, in color on a terminal, or JSON for programs. What others have chosen is quoted by either.
 func newLog(w io.Writer, verbose, asJSON bool) *slog.Logger {
 	level := slog.LevelInfo
 	if verbose {

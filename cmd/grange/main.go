@@ -34,8 +34,7 @@ func main() {
 // ask for it back to the system: who asks later ends the process at once.
 type lastCall func() bool
 
-// untilAsked returns a context that ends when the process is asked to; a second time ends
-// it at once.
+// untilAsked returns a context that ends when the process is asked to; a second time ends it at once.
 func untilAsked() (context.Context, lastCall) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -80,6 +79,7 @@ type cli struct {
 	Node      nodeCmd      `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
 	Seed      seedCmd      `cmd:"" help:"Run a volunteer's seed: it holds public images and serves them, and relays for members behind NATs, as far as its limits go."`
 	Image     imageCmd     `cmd:"" help:"Publish and handle images."`
+	Tree      treeCmd      `cmd:"" help:"Publish and handle trees of files."`
 	Volume    volumeCmd    `cmd:"" help:"Create and handle volumes."`
 	Snapshot  snapshotCmd  `cmd:"" help:"Handle snapshots of volumes."`
 	Cache     cacheCmd     `cmd:"" help:"Show and shrink this node's cache."`
@@ -228,8 +228,7 @@ type request struct {
 	body         any
 }
 
-// tell asks the API and prints its document with --json, else the text that is made of
-// it, with columns where it has tabs.
+// tell asks the API and prints its document with --json, else the text that is made of it, with columns where it has tabs.
 func tell[T any](ctx context.Context, app *cli, std stdio, r request, text func(w io.Writer, v T)) error {
 	var raw json.RawMessage
 	if err := app.ask(ctx, r.method, r.path, r.body, &raw); err != nil {

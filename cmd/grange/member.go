@@ -159,9 +159,8 @@ func withoutToken(args []string, token string) ([]string, bool) {
 	return out, found
 }
 
-// hideToken takes a token off the command line, where all users of the host can see it:
-// the process begins anew, under the same ID, and reads the token from its standard
-// input. It returns if there is nothing to hide, or it can't be done here.
+// hideToken takes a token off the command line, where all users of the host can see it: the process begins anew, under the same
+// ID, and reads the token from its standard input. It returns if there is nothing to hide, or it can't be done here.
 func (c *memberFlags) hideToken(dir string) error {
 	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
 		return nil

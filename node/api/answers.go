@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -173,6 +174,7 @@ type (
 	Image         = images.Image
 	Removed       = images.Removed
 	ImportRequest = images.ImportRequest
+	Mount         = mounts.Mount
 	Resolved      = records.Resolved
 	VolumeSpec    = terms.Spec
 	Volume        = terms.View
@@ -183,6 +185,17 @@ type (
 	Member        = membership.Member
 	Revoked       = membership.Revocation
 )
+
+// ExportTreeRequest is the body of POST /api/trees/{name}/export.
+type ExportTreeRequest struct {
+	Dir   string `json:"dir" maxLength:"4096" doc:"a folder on the node's host: one that is empty, or is not there"`
+	Force bool   `json:"force,omitempty" doc:"also one that is not empty, which has in the end what the tree has, and nothing else"`
+}
+
+// MountRequest is the body of POST /api/trees/{name}/mounts.
+type MountRequest struct {
+	Dir string `json:"dir" maxLength:"4096" doc:"an empty folder on the node's host"`
+}
 
 // MoveRequest is the body of POST /api/volumes/{name}/move.
 type MoveRequest struct {

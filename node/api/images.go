@@ -5,23 +5,62 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 func (s *Server) images(a huma.API) {
 	images := s.cfg.Node.Images
-	route(a, "GET /api/images", "images and tags, by name", func(ctx context.Context, in *struct {
+	s.shelf(a, "/api/images", content.RootDisk)
+	route(a, "PUT /api/images/{name}", "import an image", func(ctx context.Context, in *With[ImportRequest]) (*Made[Operation], error) {
+		return accepted(images.Import(ctx, in.Name, in.Body))
+	}, http.StatusAccepted)
+	route(a, "POST /api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *With[ExportRequest]) (*Made[Operation], error) {
+		return accepted(images.Export(in.Name, in.Body.File, in.Body.Force))
+	}, http.StatusAccepted)
+	s.shelf(a, "/api/trees", content.RootTree)
+	route(a, "PUT /api/trees/{name}", "import a tree", func(ctx context.Context, in *With[ImportRequest]) (*Made[Operation], error) {
+		return accepted(images.ImportTree(ctx, in.Name, in.Body))
+	}, http.StatusAccepted)
+	route(a, "POST /api/trees/{name}/export", "write a tree into a folder on the node's host", func(_ context.Context, in *With[ExportTreeRequest]) (*Made[Operation], error) {
+		return accepted(images.ExportTree(in.Name, in.Body.Dir, in.Body.Force))
+	}, http.StatusAccepted)
+	s.mounts(a)
+}
+
+// mounts registers how trees are shown as folders of the node's host.
+func (s *Server) mounts(a huma.API) {
+	mounts := s.cfg.Node.Mounts
+	if mounts == nil {
+		a = refusing(a, node.ErrNoVolumes)
+	}
+	lists(a, "/api/mounts", "trees that are mounted on the node's host, by folder", func(m Mount) string { return m.Dir }, func(context.Context) ([]Mount, error) { return mounts.List(), nil })
+	route(a, "POST /api/trees/{name}/mounts", "show a tree as a folder of the node's host, read-only", func(ctx context.Context, in *With[MountRequest]) (*Answer[Mount], error) {
+		return answer(mounts.Mount(ctx, in.Name, in.Body.Dir))
+	})
+	route(a, "DELETE /api/mounts", "end a mount; absent is success", func(ctx context.Context, in *struct {
+		Dir string `query:"dir" required:"true" maxLength:"4096" doc:"the folder"`
+	}) (*struct{}, error) {
+		return nil, mounts.Unmount(ctx, in.Dir)
+	})
+}
+
+// shelf registers what images and trees have in common: they, and their tags, share their names.
+func (s *Server) shelf(a huma.API, at string, root content.RootKind) {
+	images := s.cfg.Node.Images
+	route(a, "GET "+at, "those that there are, and their tags, by name", func(ctx context.Context, in *struct {
 		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"at most so many"`
 		After string `query:"after" maxLength:"255" doc:"what comes behind this one, which need not be there any more"`
 		IfNoneMatch
 	}) (*Listed[Image], error) {
-		page, more, err := images.List(ctx, in.After, in.Limit)
+		page, more, err := images.List(ctx, root, in.After, in.Limit)
 		link := ""
 		if more && len(page) > 0 {
 			link = nextPage(in.Limit, page[len(page)-1].Name)
 		}
 		return listed(in.IfNoneMatch, page, link, err)
 	})
-	route(a, "GET /api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
+	route(a, "GET "+at+"/{name}", "one, or a tag of one", func(ctx context.Context, in *struct {
 		Named
 		Holders bool `query:"holders" doc:"and who has some of it, which may take half a second to ask"`
 		IfNoneMatch
@@ -33,29 +72,26 @@ func (s *Server) images(a huma.API) {
 		i, err := find(ctx, in.Name)
 		return tagged(in.IfNoneMatch, i, err)
 	})
-	route(a, "PUT /api/images/{name}", "import an image", func(ctx context.Context, in *With[ImportRequest]) (*Made[Operation], error) {
-		return accepted(images.Import(ctx, in.Name, in.Body))
-	}, http.StatusAccepted)
-	named(a, "DELETE /api/images/{name}", "delete an image or tag; absent is success", images.Remove)
-	route(a, "PUT /api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
+	named(a, "DELETE "+at+"/{name}", "delete one, or a tag; absent is success", images.Remove)
+	route(a, "PUT "+at+"/{name}/tags/{tag}", "let a tag stand for it", func(ctx context.Context, in *struct {
 		Named
 		Tag string `path:"tag" maxLength:"270"`
 	}) (*Answer[Image], error) {
 		return answer(images.Tag(ctx, in.Name, in.Tag))
 	})
-	s.imageWork(a)
-	route(a, "PUT /api/images/{name}/pin", "keep an image's chunks in the cache", func(ctx context.Context, in *Named) (*struct{}, error) {
+	s.shelfWork(a, at)
+	route(a, "PUT "+at+"/{name}/pin", "keep its chunks in the cache", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, images.Pin(ctx, in.Name)
 	})
-	route(a, "DELETE /api/images/{name}/pin", "let an image's chunks be evicted", func(ctx context.Context, in *Named) (*struct{}, error) {
+	route(a, "DELETE "+at+"/{name}/pin", "let its chunks be evicted", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, images.Unpin(ctx, in.Name)
 	})
 }
 
-// imageWork registers what is done to an image in the background.
-func (s *Server) imageWork(a huma.API) {
+// shelfWork registers what is done to an image or tree in the background.
+func (s *Server) shelfWork(a huma.API, at string) {
 	images := s.cfg.Node.Images
-	route(a, "POST /api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *struct {
+	route(a, "POST "+at+"/{name}/warm", "fetch all of it into the cache", func(_ context.Context, in *struct {
 		Named
 		All bool `query:"all" doc:"into those of all members of this farm"`
 	}) (*Made[Operation], error) {
@@ -64,10 +100,7 @@ func (s *Server) imageWork(a huma.API) {
 		}
 		return accepted(images.Warm(in.Name))
 	}, http.StatusAccepted)
-	route(a, "POST /api/images/{name}/verify", "read all of an image at the origin and check it", func(_ context.Context, in *Named) (*Made[Operation], error) {
+	route(a, "POST "+at+"/{name}/verify", "read all of it at the origin and check it", func(_ context.Context, in *Named) (*Made[Operation], error) {
 		return accepted(images.Verify(in.Name))
-	}, http.StatusAccepted)
-	route(a, "POST /api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *With[ExportRequest]) (*Made[Operation], error) {
-		return accepted(images.Export(in.Name, in.Body.File, in.Body.Force))
 	}, http.StatusAccepted)
 }

@@ -30,6 +30,9 @@ func (im *Images) Export(name, file string, replace bool) (operations.View, erro
 	}
 	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
 		k, err := im.target(ctx, op, name, func(i Image, chunk int64) int64 { return min(i.Size, int64(i.Chunks)*chunk) })
+		if err == nil {
+			err = isDisk(k)
+		}
 		if err != nil {
 			return err
 		}

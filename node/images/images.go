@@ -61,13 +61,13 @@ type Config struct {
 	Log      *slog.Logger
 }
 
-// Image is an image or a tag of one.
+// Image is an image, a tree, or a tag of one.
 type Image struct {
 	Name    string        `json:"name"`
 	Kind    content.Kind  `json:"kind"`
-	Target  string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
+	Target  string        `json:"target,omitempty" doc:"of a tag: the image or tree that it stands for"`
 	CID     content.CID   `json:"cid"`
-	Size    int64         `json:"size" doc:"bytes of the disk"`
+	Size    int64         `json:"size" doc:"bytes of the disk, or of all that a tree has"`
 	Stored  uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
 	Chunks  uint64        `json:"chunks" doc:"chunks that are not holes"`
 	Scope   content.Scope `json:"scope"`
@@ -126,18 +126,23 @@ func (im *Images) info(k records.Known) (Image, error) {
 	}, nil
 }
 
-// List returns up to limit images and tags whose names come behind after, by name, and
-// whether there are more: those of the origin, and unconfirmed those that this node has
-// met and the origin does not tell of, all of them while it is away.
-func (im *Images) List(ctx context.Context, after string, limit int) (page []Image, more bool, err error) {
-	known, more := im.cfg.Names.List(ctx, content.KindImage, "", after, limit)
+// List returns up to limit images or trees, by the kind of their root, and tags of them whose names come behind
+// after, by name, and whether there are more: those of the origin, and unconfirmed those that this node has met and
+// the origin does not tell of, all of them while it is away.
+func (im *Images) List(ctx context.Context, root content.RootKind, after string, limit int) (page []Image, more bool, err error) {
 	page = []Image{}
-	for _, k := range known {
-		if i, err := im.info(k); err == nil {
-			page = append(page, i)
+	for more = true; more && len(page) < limit; {
+		var known []records.Known
+		known, more = im.cfg.Names.List(ctx, content.KindImage, "", after, limit-len(page))
+		for _, k := range known {
+			after = k.Name
+			if i, err := im.info(k); err == nil && k.Head.Root.Kind == root {
+				page = append(page, i)
+			}
 		}
+		more = more && len(known) > 0
 	}
-	return page, more, nil
+	return page, more, ctx.Err()
 }
 
 // Get returns one image or tag.
@@ -312,6 +317,14 @@ func (im *Images) Keep(scope content.Scope) func(content.Verified) {
 	return func(v content.Verified) { _ = im.cfg.Cache.Put(v, reach) }
 }
 
+// isDisk fails for a tree, which nothing boots from.
+func isDisk(k records.Known) error {
+	if k.Head.Root.Kind != content.RootDisk {
+		return fmt.Errorf("%q: %w: it is a tree of files, not a disk", k.Name, content.OtherKind)
+	}
+	return nil
+}
+
 // Base implements volumes.Library.
 func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
 	if ref.Kind != content.KindImage {
@@ -319,6 +332,9 @@ func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	}
 	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, ref.Name, true)
 	if err != nil {
+		return fetch.Root{}, err
+	}
+	if err := isDisk(k); err != nil {
 		return fetch.Root{}, err
 	}
 	r := RootOf(k)

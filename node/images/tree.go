@@ -55,6 +55,23 @@ func (im *Images) plant(ctx context.Context, op *operations.Operation, name stri
 	return im.replace(ctx, content.KindTree, name, body, old)
 }
 
+// OpenTree opens the tree that a name stands for, and says which root that is.
+func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, content.CID, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindTree, name, true)
+	if err != nil {
+		return nil, content.CID{}, err
+	}
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
+	if err != nil {
+		return nil, content.CID{}, err
+	}
+	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadChunk)
+	if err != nil {
+		return nil, content.CID{}, fmt.Errorf("tree %q: %w", name, err)
+	}
+	return t, m.ID(), nil
+}
+
 // ExportTree writes a tree into a folder on this host, in the background: one that is not there, or empty. Another is
 // made to be as the tree is if it is to be replaced.
 func (im *Images) ExportTree(name, dir string, replace bool) (operations.View, error) {

@@ -236,8 +236,9 @@ func (n *inode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
-// show has the kernel show a tree at a folder; end unmounts it. What an earlier process has left there goes.
-func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func() error, err error) {
+// show has the kernel show a tree at a folder; end unmounts it, by force from under its users. What an earlier process has
+// left there goes.
+func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool) error, err error) {
 	if _, err := os.Stat(dir); errors.Is(err, syscall.ENOTCONN) {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			return nil, fmt.Errorf("unmount what an earlier process has left at %s: %w", dir, err)
@@ -256,11 +257,14 @@ func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func() error, e
 	if err != nil {
 		return nil, err
 	}
-	return func() error {
-		if err := server.Unmount(); err != nil {
-			return err
+	return func(force bool) error {
+		err := server.Unmount()
+		switch {
+		case err == nil:
+			server.Wait()
+		case force: // its users fail once this process ends
+			err = syscall.Unmount(dir, syscall.MNT_DETACH)
 		}
-		server.Wait()
-		return nil
+		return err
 	}, nil
 }

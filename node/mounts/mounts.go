@@ -59,7 +59,7 @@ type Mounts struct {
 // mounted is a mount, and what ends it; nil while it is not there.
 type mounted struct {
 	Mount
-	end func() error
+	end func(force bool) error
 }
 
 // New returns the mounts that are remembered, none of which is there before Run.
@@ -119,7 +119,7 @@ func (m *Mounts) close() (err error) {
 	defer m.changing.Unlock()
 	for _, one := range m.snapshot() {
 		if one.end != nil {
-			err = errors.Join(err, one.end())
+			err = errors.Join(err, one.end(true))
 		}
 	}
 	return err
@@ -182,7 +182,7 @@ func (m *Mounts) Mount(ctx context.Context, name, dir string) (Mount, error) {
 	m.put(one)
 	if err := m.remember(); err != nil {
 		m.take(dir)
-		return Mount{}, errors.Join(err, one.end())
+		return Mount{}, errors.Join(err, one.end(true))
 	}
 	return one.Mount, nil
 }
@@ -228,7 +228,7 @@ func (m *Mounts) Unmount(_ context.Context, dir string) error {
 		return nil
 	}
 	if all[i].end != nil {
-		if err := all[i].end(); err != nil {
+		if err := all[i].end(false); err != nil {
 			return fmt.Errorf("unmount %s: %w: somebody uses it: %w", dir, content.ErrConflict, err)
 		}
 	}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
+)
+
+// treeCmd has its own of what differs from images: a tree is named, tagged and kept as they are.
+type treeCmd struct {
+	Import  treeImportCmd  `cmd:"" help:"Publish a directory or tar file under a name, as a tree."`
+	Ls      treeLsCmd      `cmd:"" help:"List trees and their tags."`
+	Show    imageShowCmd   `cmd:"" help:"Show one tree or tag."`
+	Tag     imageTagCmd    `cmd:"" help:"Let a tag stand for a tree."`
+	Warm    imageWarmCmd   `cmd:"" help:"Fetch all of a tree into this node's cache, or those of its farm."`
+	Pin     imagePinCmd    `cmd:"" help:"Keep a tree's chunks in this node's cache."`
+	Unpin   imageUnpinCmd  `cmd:"" help:"Let a tree's chunks be evicted."`
+	Verify  imageVerifyCmd `cmd:"" help:"Read all of a tree at the origin and check it."`
+	Mount   treeMountCmd   `cmd:"" help:"Show a tree as a folder of the node's host, read-only; without a name list what is mounted."`
+	Unmount treeUnmountCmd `cmd:"" help:"End a mount; absent is success."`
+	Export  treeExportCmd  `cmd:"" help:"Write a tree into a folder."`
+	Rm      imageRmCmd     `cmd:"" help:"Delete a tree or tag; absent is success."`
+}
+
+func treePath(name string) string { return "/api/trees/" + content.Segment(name) }
+
+type treeImportCmd struct {
+	Name    string `arg:"" help:"Name to publish under."`
+	Source  string `arg:"" help:"A directory, or a tar file as it is or compressed."`
+	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
+	Replace bool   `help:"Publish a new version of a tree that exists."`
+}
+
+func (c *treeImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	scope, err := publishing(c.Name, c.Scope)
+	if err != nil {
+		return err
+	}
+	source, err := filepath.Abs(c.Source)
+	if err != nil {
+		return err
+	}
+	return app.operate(ctx, std, "PUT", treePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source}, Scope: scope, Replace: c.Replace})
+}
+
+type treeLsCmd struct{}
+
+func (c *treeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return listImages(ctx, app, std, "/api/trees")
+}
+
+type treeMountCmd struct {
+	Name string `arg:"" optional:"" help:"The tree or tag."`
+	Dir  string `arg:"" optional:"" type:"path" help:"An empty folder on the node's host."`
+}
+
+func (c *treeMountCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	switch {
+	case c.Name == "":
+		return list(ctx, app, std, "/api/mounts", func(w io.Writer, mounts []api.Mount) {
+			fmt.Fprintln(w, "DIR\tNAME\tSINCE\tROOT\tERROR")
+			for _, m := range mounts {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Dir, m.Name, m.Since.Local().Format(time.DateTime), m.CID, m.Error)
+			}
+		})
+	case c.Dir == "":
+		return fmt.Errorf("%w: say where: grange tree mount %s DIR", errUsage, c.Name)
+	}
+	return tell(ctx, app, std, request{"POST", treePath(c.Name) + "/mounts", api.MountRequest{Dir: c.Dir}}, func(w io.Writer, m api.Mount) {
+		fmt.Fprintf(w, "%s is at %s, which is %s\n", m.Name, m.Dir, m.CID)
+	})
+}
+
+type treeUnmountCmd struct {
+	Dir string `arg:"" type:"path" help:"Where the tree is mounted."`
+}
+
+func (c *treeUnmountCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{method: "DELETE", path: "/api/mounts?dir=" + url.QueryEscape(c.Dir)}, said("nothing is mounted at %s", c.Dir))
+}
+
+type treeExportCmd struct {
+	imageArg
+	Dir   string `arg:"" type:"path" help:"A folder on the node's host that is empty, or not there."`
+	Force bool   `env:"-" help:"Also into one that is not empty: what is in it and not in the tree goes."`
+}
+
+func (c *treeExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return app.operate(ctx, std, "POST", treePath(c.Name)+"/export", api.ExportTreeRequest{Dir: c.Dir, Force: c.Force})
+}
