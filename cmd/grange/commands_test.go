@@ -41,6 +41,8 @@ func anyNode(t *testing.T) http.Handler {
 		switch last := path[strings.LastIndex(path, "/")+1:]; {
 		case last == "events":
 			fmt.Fprintf(w, "data: %s\n\n", op)
+		case last == "export" && strings.HasPrefix(path, "/api/trees/"):
+			io.WriteString(w, op)
 		case last == "export":
 			var req struct{ File string }
 			if err := json.NewDecoder(r.Body).Decode(&req); err != nil || os.WriteFile(req.File, []byte("disk"), 0o600) != nil {
@@ -49,9 +51,9 @@ func anyNode(t *testing.T) http.Handler {
 			io.WriteString(w, op)
 		case last == "snapshots" && r.Method == "POST":
 			io.WriteString(w, `{"snapshot_id": "x@1", "operation": "1"}`)
-		case last == "warm", last == "verify", last == "move", last == "promote", r.Method == "PUT" && strings.HasPrefix(path, "/api/images/") && strings.Count(path, "/") == 3, last == "1":
+		case last == "warm", last == "verify", last == "move", last == "promote", r.Method == "PUT" && (strings.HasPrefix(path, "/api/images/") || strings.HasPrefix(path, "/api/trees/")) && strings.Count(path, "/") == 3, last == "1":
 			io.WriteString(w, op)
-		case r.Method == "GET" && slices.Contains([]string{"images", "volumes", "members", "tokens", "operations", "snapshots", "changes"}, last):
+		case r.Method == "GET" && slices.Contains([]string{"images", "trees", "volumes", "members", "tokens", "operations", "snapshots", "changes"}, last):
 			io.WriteString(w, `[{"name": "x"}]`)
 		case last == "pin", r.Method == "DELETE" && !strings.Contains(path, "images") && !strings.Contains(path, "members"), r.Method == "PUT" && last == "key":
 			w.WriteHeader(http.StatusNoContent)
@@ -64,7 +66,8 @@ func anyNode(t *testing.T) http.Handler {
 // arguments of each command that needs some.
 func arguments(t *testing.T, key string) map[string][]string {
 	return map[string][]string{
-		"image import": {"x", "/dev/null"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
+		"tree import": {"x", t.TempDir()}, "tree show": {"x"}, "tree tag": {"x", "y"}, "tree warm": {"x"}, "tree pin": {"x"}, "tree unpin": {"x"}, "tree verify": {"x"}, "tree mount": {"x", t.TempDir()},
+		"tree unmount": {t.TempDir()}, "tree export": {"x", t.TempDir()}, "tree rm": {"x"}, "image import": {"x", "/dev/null"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
 		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x", "--purge"},
 		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
 		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},

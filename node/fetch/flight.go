@@ -150,7 +150,7 @@ func (f *Fetcher) join(rs *rootState, objects []object.Object, how request) []*f
 					j.flights = append(j.flights, own)
 				}
 				own := fl.Of.(*flight)
-				own.read = own.read || how.priority == exchange.PriorityGuest || how.from != ""
+				own.read = own.read || how.looks || how.priority == exchange.PriorityGuest || how.from != ""
 				out[places[i]] = own
 			}
 			if j == nil {

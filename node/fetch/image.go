@@ -118,11 +118,23 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if run, ok := m.ahead.Reached(index); ok {
 		m.runAhead(run)
 	}
+	return m.readChunk(ctx, exchange.PriorityGuest, index, off, p)
+}
+
+// ReadInTurn is ReadChunk for who is in no hurry: what other members have, or are to bring in, is waited for, and guests go
+// first.
+func (m *Image) ReadInTurn(ctx context.Context, index uint64, off int, p []byte) error {
+	return m.readChunk(ctx, exchange.PriorityPrefetch, index, off, p)
+}
+
+func (m *Image) readChunk(ctx context.Context, priority exchange.Priority, index uint64, off int, p []byte) error {
 	leaf := m.rs.Load().leaf(index)
 	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, Trail: why.Trail{Began: time.Now()}}
+	how := m.by(priority)
+	how.looks = true
+	r := &chunkRead{m: m, how: how, index: index, off: off, p: p, looked: leaf != nil, Trail: why.Trail{Began: time.Now()}}
 	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
@@ -142,9 +154,10 @@ func (m *Image) readHere(id content.CID, off int, p []byte) bool {
 	return true
 }
 
-// guestRead is a ReadChunk of what is not here.
-type guestRead struct {
+// chunkRead is a ReadChunk of what is not here.
+type chunkRead struct {
 	m      *Image
+	how    request
 	index  uint64
 	off    int
 	p      []byte
@@ -154,16 +167,16 @@ type guestRead struct {
 	last *flight
 }
 
-func (r *guestRead) read(ctx context.Context, rs *rootState) error {
+func (r *chunkRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
-	how := m.by(exchange.PriorityGuest)
+	how := r.how
 	how.trail = &r.Trail
 	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
 	if err != nil || !(r.looked && ok) && m.readHere(o.ID, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
-	fl := m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
+	fl := m.f.join(rs, []object.Object{o}, r.how)[0]
 	r.last = fl
 	r.Tried(fl.job.trace)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
@@ -174,7 +187,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	}
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
-		fl = m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
+		fl = m.f.join(rs, []object.Object{o}, r.how)[0]
 		r.last = fl
 		r.Tried(fl.job.trace)
 	}

@@ -274,6 +274,7 @@ type request struct {
 	local, passing bool
 	trail          *why.Trail // of a guest's read
 	ask            plan.Peer  // of another farm, first
+	looks          bool       // at the bytes, which stay then, without being a guest's or another member's
 }
 
 // byWalk is for a look at what is here and goes so far.

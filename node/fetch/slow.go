@@ -10,7 +10,7 @@ import (
 )
 
 // noteSlow keeps a read of a guest that took long.
-func (m *Image) noteSlow(r *guestRead, err error) {
+func (m *Image) noteSlow(r *chunkRead, err error) {
 	took := time.Since(r.Began)
 	if took < why.Slow {
 		return

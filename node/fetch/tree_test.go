@@ -75,3 +75,21 @@ func TestATreeTravels(t *testing.T) {
 		t.Errorf("data from %d to %d, %v", start, end, err)
 	}
 }
+
+// TestReadInTurn: who is in no hurry reads what another brings in at the same time, and its bytes stay until they were
+// looked at.
+func TestReadInTurn(t *testing.T) {
+	w := newWorld(t)
+	im := w.plant()
+	g := w.farm("north", 1)[0].open(im)
+	warmed := make(chan error)
+	go func() { warmed <- g.Warm(t.Context(), nil) }()
+	for i, want := range im.chunks {
+		p := make([]byte, len(want))
+		w.check(g.ReadInTurn(t.Context(), uint64(i), 0, p))
+		if !bytes.Equal(p, want) {
+			t.Fatalf("chunk %d: other bytes", i)
+		}
+	}
+	w.check(<-warmed)
+}

@@ -65,6 +65,7 @@ func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, conten
 	if err != nil {
 		return nil, content.CID{}, err
 	}
+	m.Prepare(ctx) // so that the first read knows whom to ask
 	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadChunk)
 	if err != nil {
 		return nil, content.CID{}, fmt.Errorf("tree %q: %w", name, err)
@@ -124,6 +125,7 @@ func (im *Images) harvest(ctx context.Context, op *operations.Operation, root fe
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, bare(err)
 	}
+	m.Prepare(ctx) // so that the first read knows whom to ask
 	ctx, end := context.WithCancel(ctx)
 	warmed := make(chan error, 1)
 	go func() {
@@ -131,7 +133,7 @@ func (im *Images) harvest(ctx context.Context, op *operations.Operation, root fe
 			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
 		})
 	}()
-	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadChunk)
+	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadInTurn)
 	if err == nil {
 		err = convert.Harvest(ctx, t, dir, func(text string) { said = append(said, text) })
 	}
