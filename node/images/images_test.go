@@ -83,7 +83,7 @@ func TestListSaysWhatTheOriginConfirms(t *testing.T) {
 		want bool
 	}{{nil, true}, {content.ErrUnavailable, false}, {nil, true}} {
 		n.away = x.err != nil
-		list, _, err := n.List(t.Context(), "", 10)
+		list, _, err := n.List(t.Context(), content.RootDisk, "", 10)
 		if err != nil || len(list) != 1 || list[0].Confirmed != x.want || list[0].Age < 0 {
 			t.Errorf("%+v, %v, want it confirmed: %t", list, err, x.want)
 		}
@@ -240,7 +240,7 @@ func TestReferencesAreNames(t *testing.T) {
 	if i, err := im.Get(t.Context(), name); err != nil || !i.Pinned {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if list, _, err := im.List(t.Context(), "", 10); err != nil || len(list) != 2 || list[0].Name != name || list[1].Name != tag {
+	if list, _, err := im.List(t.Context(), content.RootDisk, "", 10); err != nil || len(list) != 2 || list[0].Name != name || list[1].Name != tag {
 		t.Errorf("%+v, %v", list, err)
 	}
 	if v := im.done(im.Verify(name)); v.Error != "" {

@@ -100,18 +100,16 @@ func (im *Images) mayFill(dir string, replace bool) error {
 		return fmt.Errorf("%w: want an absolute path of a folder for the tree alone", content.ErrInvalid)
 	}
 	in, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if _, err = os.Stat(filepath.Dir(dir)); err == nil {
-			return nil
-		}
-	case err == nil && im.isOwn(filepath.Join(dir, "any")):
-		return fmt.Errorf("%w: it is one of this node's own data folder", content.ErrInvalid)
-	case err == nil && len(in) > 0 && !replace:
-		return fmt.Errorf("%w, and is not empty; give --force to have in it what the tree has, and nothing else", content.ErrExists)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(filepath.Dir(dir)) // in which it is made
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return fmt.Errorf("%w: %w", content.ErrInvalid, bare(err))
+	case im.isOwn(dir), len(in) > 0 && im.isOwn(filepath.Join(dir, in[0].Name())):
+		return fmt.Errorf("%w: it is in this node's own data folder", content.ErrInvalid)
+	case len(in) > 0 && !replace:
+		return fmt.Errorf("%w, and is not empty; give --force to have in it what the tree has, and nothing else", content.ErrExists)
 	}
 	return nil
 }

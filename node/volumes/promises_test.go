@@ -21,7 +21,7 @@ import (
 // step, lose their power, stand still or are cut off; and holds the reference beside it after
 // each deed.
 func TestPromisesAreKept(t *testing.T) {
-	setRapid(t, map[string]string{"rapid.checks": strconv.Itoa(soak.Of(25, 5000)), "rapid.steps": "100", "rapid.seed": soak.Of("12", "0")})
+	setRapid(t, map[string]string{"rapid.checks": strconv.Itoa(soak.Of(25, 1000)), "rapid.steps": "100", "rapid.seed": soak.Of("12", "0")})
 	total := &model{book: &book{deeds: map[string]int{}}}
 	rapid.Check(t, func(r *rapid.T) {
 		inBubble(t, func(t *testing.T) {

@@ -29,7 +29,7 @@ const wild = `*?[`
 func (p *Pattern) UnmarshalText(b []byte) error {
 	text := string(b)
 	*p = Pattern{Glob: text}
-	for _, kind := range []content.Kind{content.KindImage, content.KindTag} {
+	for _, kind := range []content.Kind{content.KindImage, content.KindTag, content.KindTree} {
 		if glob, ok := strings.CutPrefix(text, string(kind)+":"); ok {
 			*p = Pattern{kind, glob}
 		}
@@ -40,8 +40,8 @@ func (p *Pattern) UnmarshalText(b []byte) error {
 // Check fails with ErrInvalid unless a name can match.
 func (p Pattern) Check() error {
 	switch {
-	case p.Kind != "" && p.Kind != content.KindImage && p.Kind != content.KindTag || strings.HasPrefix(p.Glob, "volume:") || strings.HasPrefix(p.Glob, "snapshot:"):
-		return fmt.Errorf("%.140q: %w: want NAME, image:NAME, tag:TAG, or a pattern of names as debian-*", p, content.ErrInvalid)
+	case p.Kind != "" && p.Kind.Space() != content.KindImage || strings.HasPrefix(p.Glob, "volume:") || strings.HasPrefix(p.Glob, "snapshot:"):
+		return fmt.Errorf("%.140q: %w: want NAME, image:NAME, tag:TAG, tree:NAME, or a pattern of names as debian-*", p, content.ErrInvalid)
 	case p.Wild():
 		if _, err := path.Match(p.Glob, ""); err != nil || strings.Contains(p.Glob, `\`) || len(p.Glob) > content.SegmentMax {
 			return fmt.Errorf("%.140q: %w: it is no pattern: * stands for any characters, ? for one, [a-z] for one of those", p, content.ErrInvalid)
