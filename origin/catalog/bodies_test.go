@@ -164,8 +164,14 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	i := goldenInstance(t)
+	i.Head.Scope, i.Spec, i.From = content.Farm(farm), bytes.Repeat([]byte{1}, SpecMax), "image:"+long
+	instance, err := i.Encode(codec)
+	if err != nil {
+		t.Fatal(err)
+	}
 	numbered := content.Ref{Kind: content.KindSnapshot, Name: long, Seq: 1 << 62}.RecordName()
-	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: farm, Body: image}, {Kind: content.KindVolume, Name: long, Farm: farm, Body: volume}, {Kind: content.KindSnapshot, Name: numbered, Farm: farm, Body: snapshot}} {
+	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: farm, Body: image}, {Kind: content.KindVolume, Name: long, Farm: farm, Body: volume}, {Kind: content.KindInstance, Name: long, Farm: farm, Body: instance}, {Kind: content.KindSnapshot, Name: numbered, Farm: farm, Body: snapshot}} {
 		r := commit(t, c, ch)
 		t.Logf("the largest %s takes %d bytes", ch.Kind, len(r.Sealed))
 	}

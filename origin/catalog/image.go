@@ -170,6 +170,12 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 			return d, err
 		}
 		d.Head, d.Lineage = body.Head, body.Lineage
+	case content.KindInstance:
+		body, err := DecodeInstance(c, e.Body)
+		if err != nil {
+			return d, err
+		}
+		d.Head, d.Lineage = body.Head, body.Lineage
 	case content.KindSnapshot:
 		body, err := DecodeSnapshot(c, e.Name, e.Body)
 		if err != nil {
