@@ -134,7 +134,7 @@ func TestImagesAreListedAsTheyAreKnown(t *testing.T) {
 
 func TestRemovalIsTold(t *testing.T) {
 	for text, want := range map[string]string{
-		`{}`:                                    "no image or tag is called debian\n",
+		`{}`:                                    "no image, tree or tag is called debian\n",
 		`{"kind": "image", "tags": ["stable"]}`: "removed image debian\ntag stable still stands for what it was\n",
 	} {
 		if code, out, _ := command(t, "image", "rm", "debian", "--data", serveAt(t, answer(text))); code != 0 || out != want {

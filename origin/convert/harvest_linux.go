@@ -96,7 +96,7 @@ func (l planted) data(ctx context.Context, f tree.File, buf []byte, yield func([
 			if _, err := l.ReadAt(ctx, f, p, off); err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
-			if err := yield(p, off); err != nil {
+			if err := files.NotZero(p, off, yield); err != nil { // small files have their holes as zeros
 				return err
 			}
 			off, left = off+int64(len(p)), left-int64(len(p))

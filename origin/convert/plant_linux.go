@@ -136,7 +136,7 @@ func (p *planter) put(ctx context.Context, e *files.Entry) error {
 	if e.Same != "" {
 		data = nil
 	}
-	if err := p.w.Add(ctx, planted, data); err != nil {
+	if err := p.w.Add(ctx, planted, nil, data); err != nil {
 		return fmt.Errorf("%s: %w", e.Path, err)
 	}
 	return nil

@@ -3,7 +3,7 @@
 //
 // A tree is four streams, each cut into chunks, one behind the other:
 //
-//	data      the bytes of all regular files in the order of a walk, holes left out
+//	data      the bytes of all regular files in the order of a walk, the holes of large ones left out
 //	listings  the top's Entry, and then the listings of all folders in that order: CBOR arrays of Entry
 //	table     how long the chunks of both are, one uvarint each, in chunks of the root's ChunkSize
 //	end       one chunk of 64 bytes, see end

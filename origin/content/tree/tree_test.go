@@ -46,8 +46,9 @@ func (r row) root() content.Root {
 // node is a thing of a model: an entry with its bytes, or what is in it.
 type node struct {
 	Entry
-	data []byte // what is in a file, holes included
-	in   []*node
+	data  []byte // what is in a file, holes included
+	stamp []byte
+	in    []*node
 }
 
 func (n *node) parts() []Range {
@@ -60,9 +61,9 @@ func (n *node) parts() []Range {
 func (n *node) write(ctx context.Context, w *Writer) error {
 	if !n.Is(Folder) {
 		if !n.Is(Regular) || n.Same != nil {
-			return w.Add(ctx, n.Entry, nil)
+			return w.Add(ctx, n.Entry, nil, nil)
 		}
-		return w.Add(ctx, n.Entry, func(yield func([]byte, int64) error) error {
+		return w.Add(ctx, n.Entry, n.stamp, func(yield func([]byte, int64) error) error {
 			for _, r := range n.parts() {
 				if err := yield(n.data[r.Off:r.end()], r.Off); err != nil {
 					return err
@@ -138,7 +139,7 @@ func drawFile(t *rapid.T, n *node) {
 	n.Mode |= Regular
 	n.data = randomData(rapid.IntRange(0, 9).Draw(t, "seed"), rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(0, 400_000)).Draw(t, "size"))
 	n.Size = int64(len(n.data))
-	if n.Size > 4 && rapid.Bool().Draw(t, "sparse") {
+	if n.Size >= largeMin && rapid.Bool().Draw(t, "sparse") {
 		from := rapid.Int64Range(1, n.Size-1).Draw(t, "from")
 		to := rapid.Int64Range(from+1, n.Size).Draw(t, "to")
 		n.Ranges = []Range{{Off: 0, Length: from}}
@@ -196,13 +197,68 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	})
 }
 
+// TestWhatIsKnownIsNotRead: of files whose stamps are as they were nothing is read, and the tree is the same.
+func TestWhatIsKnownIsNotRead(t *testing.T) {
+	known := map[content.CID]Segment{}
+	write := func(top *node) (chunks row, kept int) {
+		w, err := NewWriter(Config{
+			Codec: content.NewCodec(), Add: chunks.add, Note: func(key content.CID, s Segment) { known[key] = s },
+			Known: func(key content.CID) (Segment, bool) { s, ok := known[key]; return s, ok },
+			Keep: func(_ context.Context, _ uint64, p Piece) error {
+				kept += p.Length
+				chunks = append(chunks, make([]byte, p.Length))
+				return nil
+			},
+		})
+		if err == nil {
+			err = top.write(t.Context(), w)
+		}
+		if err == nil {
+			_, err = w.Close(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return chunks, kept
+	}
+	top := &node{Entry: Entry{Mode: Folder | 0o755}}
+	size := 0
+	for i := range 300 {
+		n := &node{Entry: Entry{Name: fmt.Appendf(nil, "f%03d", i), Mode: Regular}, stamp: []byte{1, byte(i)}}
+		n.data = randomData(i, 1+i*7919%9000)
+		if i%100 == 0 {
+			n.data = randomData(i, 300_000)
+			clear(n.data[100_000:200_000])
+			n.Ranges = []Range{{Length: 100_000}, {Off: 200_000, Length: 100_000}}
+		}
+		n.Size, size = int64(len(n.data)), size+len(n.data)
+		top.in = append(top.in, n)
+	}
+	first, kept := write(top)
+	if kept > 0 {
+		t.Errorf("%d bytes are known of nothing", kept)
+	}
+	again, kept := write(top)
+	if len(again) != len(first) || !bytes.Equal(again[len(again)-1], first[len(first)-1]) || !bytes.Equal(again[len(again)-2], first[len(first)-2]) {
+		t.Error("it is another tree")
+	}
+	if kept < size-3*100_000 {
+		t.Errorf("%d of %d bytes were read again", size-kept, size)
+	}
+	changed := top.in[150]
+	changed.data, changed.stamp = randomData(-1, len(changed.data)), []byte{2}
+	if _, now := write(top); now < kept-2*groupMost || now == kept {
+		t.Errorf("of %d bytes %d are kept when a small file has changed", kept, now)
+	}
+}
+
 // TestTheFormatStays: a tree with one thing of each kind, as its chunks one behind the other.
 func TestTheFormatStays(t *testing.T) {
 	entry := func(name string, mode uint32) Entry {
 		return Entry{Name: []byte(name), Mode: mode, UID: 1000, GID: 100, Seconds: 1 << 33, Nanos: 123_456_789}
 	}
 	top, folder := &node{Entry: Entry{Mode: Folder | 0o755}}, &node{Entry: entry("folder", Folder|0o1777)}
-	file, sparse := &node{Entry: entry("file", Regular|0o4751), data: []byte("some words")}, &node{Entry: entry("sparse", Regular|0o600), data: make([]byte, 20_000)}
+	file, sparse := &node{Entry: entry("file", Regular|0o4751), data: []byte("some words")}, &node{Entry: entry("sparse", Regular|0o600), data: make([]byte, 70_000)}
 	file.Size, file.Links, file.Xattrs = int64(len(file.data)), 2, []Xattr{{Name: []byte("user.note"), Value: []byte("words")}}
 	sparse.Size, sparse.Ranges, sparse.data[9000] = int64(len(sparse.data)), []Range{{Off: 8192, Length: 4096}}, 7
 	again, link, device := entry("again", Regular|0o4751), entry("link", Link|0o777), entry("null", CharDevice|0o666)

@@ -34,6 +34,25 @@ type Config struct {
 	Codec *content.Codec
 	// Add takes the next chunk: 1 to ChunkSize bytes, valid until it returns.
 	Add func(ctx context.Context, index uint64, raw []byte) error
+	// Known, nil is for no segment, returns what one was cut into whose files have not changed since, by its key; then they
+	// are not read, and Keep takes its chunks instead of Add. Note, unless nil, is told of each segment that has a key.
+	Known func(key content.CID) (Segment, bool)
+	Keep  func(ctx context.Context, index uint64, p Piece) error
+	Note  func(key content.CID, s Segment)
+}
+
+// Segment is what files that are cut together have become.
+type Segment struct {
+	_      struct{} `cbor:",toarray"`
+	Ranges []Range  // of a large file, as its Entry has them
+	Pieces []Piece
+}
+
+// Piece is a chunk of a segment.
+type Piece struct {
+	_      struct{} `cbor:",toarray"`
+	CID    content.CID
+	Length int
 }
 
 // Data gives what is in a regular file, in rising order: what it does not name is zeros, a hole. It ends with the
@@ -48,7 +67,9 @@ type Writer struct {
 	cutter *chunkers.Chunker
 	open   []*folder // from the top to the one that is in hand
 	top    *folder   // once it was left
-	group  []byte    // of small files that are not written yet
+	group  []member  // small files that are not written yet,
+	size   int64     // of them together
+	pieces []Piece   // of the segment that is in hand
 	next   uint64
 	table  []byte
 	sums   Sums
@@ -66,6 +87,14 @@ type folder struct {
 	Entry
 	entries  []Entry
 	listings [][]byte // of those in it
+}
+
+// member is a file of a segment.
+type member struct {
+	name  string
+	size  int64
+	stamp []byte
+	data  Data
 }
 
 // NewWriter returns one that has written nothing.
@@ -87,15 +116,15 @@ func (w *Writer) Enter(e Entry) error {
 	return nil
 }
 
-// Add adds what is no folder to the one that is in hand. data is what is in a regular file of Size bytes, and nil for
-// all else; its Ranges follow from that.
-func (w *Writer) Add(ctx context.Context, e Entry, data Data) error {
+// Add adds what is no folder to the one that is in hand. data is what is in a regular file of Size bytes, and nil for all
+// else; it may be called until Close. stamp is one that the file never had when it had other bytes; nil where none is known.
+func (w *Writer) Add(ctx context.Context, e Entry, stamp []byte, data Data) error {
 	e.Ranges, e.Data = nil, 0
 	if data == nil {
 		w.sums.Others++
 	} else {
 		w.sums.Files++
-		if err := w.file(ctx, &e, data); err != nil {
+		if err := w.file(ctx, &e, member{string(e.Name), e.Size, stamp, data}); err != nil {
 			return fmt.Errorf("%.300q: %w", e.Name, err)
 		}
 	}
@@ -107,30 +136,75 @@ func (w *Writer) Add(ctx context.Context, e Entry, data Data) error {
 	return nil
 }
 
-// file writes what is in a file, or has the group grow by it.
-func (w *Writer) file(ctx context.Context, e *Entry, data Data) error {
-	large := e.Size >= largeMin
-	if large {
-		if err := w.endGroup(ctx); err != nil {
-			return err
+// file writes a large file, or has the group grow by a small one, whose holes are bytes as others.
+func (w *Writer) file(ctx context.Context, e *Entry, m member) error {
+	if e.Size < largeMin {
+		if e.Data = e.Size; e.Size > 0 {
+			w.group, w.size = append(w.group, m), w.size+e.Size
 		}
+		if w.size >= groupMost || w.size >= groupLeast && content.Weight(m.name, "")%groupOdds == 0 {
+			return w.endGroup(ctx)
+		}
+		return nil
 	}
-	parts := ranged(ctx, e, data)
-	if large {
-		next, stop := iter.Pull2(parts)
+	if err := w.endGroup(ctx); err != nil {
+		return err
+	}
+	known, err := w.segment(ctx, []member{m}, func() ([]Range, error) {
+		next, stop := iter.Pull2(ranged(ctx, e, m.data))
 		defer stop()
-		return w.cut(ctx, &pulled{next: next})
+		err := w.cut(ctx, &pulled{next: next})
+		return e.Ranges, err
+	})
+	if e.Ranges, e.Data = known, 0; err == nil {
+		e.Data = e.held()
 	}
-	for p, err := range parts {
-		if err != nil {
-			return err
+	return err
+}
+
+// segment writes files that are cut together by write, unless they are known.
+func (w *Writer) segment(ctx context.Context, members []member, write func() ([]Range, error)) ([]Range, error) {
+	key, ok := keyOf(members)
+	if ok && w.cfg.Known != nil {
+		if s, known := w.cfg.Known(key); known {
+			for _, p := range s.Pieces {
+				w.table = binary.AppendUvarint(w.table, uint64(p.Length))
+				if err := w.cfg.Keep(ctx, w.next, p); err != nil {
+					return nil, err
+				}
+				w.next++
+			}
+			w.note(key, s)
+			return s.Ranges, nil
 		}
-		w.group = append(w.group, p...)
 	}
-	if len(w.group) >= groupMost || len(w.group) >= groupLeast && content.Weight(string(e.Name), "")%groupOdds == 0 {
-		return w.endGroup(ctx)
+	w.pieces = nil
+	ranges, err := write()
+	if err == nil && ok {
+		w.note(key, Segment{Ranges: ranges, Pieces: w.pieces})
 	}
-	return nil
+	return ranges, err
+}
+
+func (w *Writer) note(key content.CID, s Segment) {
+	if w.cfg.Note != nil {
+		w.cfg.Note(key, s)
+	}
+}
+
+// keyOf names a segment by its files' names, sizes and stamps; not ok where one has none.
+func keyOf(members []member) (key content.CID, ok bool) {
+	var b []byte
+	for _, m := range members {
+		if len(m.stamp) == 0 {
+			return key, false
+		}
+		for _, part := range [][]byte{[]byte(m.name), m.stamp} {
+			b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
+		}
+		b = binary.AppendUvarint(b, uint64(m.size))
+	}
+	return content.Sum(b), true
 }
 
 // Leave ends the folder that is in hand.
@@ -182,11 +256,29 @@ func (w *Writer) Close(ctx context.Context) (Sums, error) {
 }
 
 func (w *Writer) endGroup(ctx context.Context) error {
-	if len(w.group) == 0 {
+	members := w.group
+	if len(members) == 0 {
 		return nil
 	}
-	err := w.cut(ctx, bytes.NewReader(w.group))
-	w.group = w.group[:0]
+	w.group, w.size = nil, 0
+	_, err := w.segment(ctx, members, func() ([]Range, error) {
+		all := make([]byte, 0, groupMost+largeMin)
+		for _, m := range members {
+			at := len(all)
+			all = append(all, make([]byte, m.size)...)
+			err := m.data(func(p []byte, off int64) error {
+				if off < 0 || int64(len(p)) > m.size-off {
+					return fmt.Errorf("%w: %d bytes at %d of a file of %d", content.ErrInvalid, len(p), off, m.size)
+				}
+				copy(all[at+int(off):], p)
+				return nil
+			})
+			if err != nil {
+				return nil, fmt.Errorf("%.300q: %w", m.name, err)
+			}
+		}
+		return nil, w.cut(ctx, bytes.NewReader(all))
+	})
 	return err
 }
 
@@ -200,6 +292,9 @@ func (w *Writer) cut(ctx context.Context, r io.Reader) error {
 		}
 		if len(raw) > 0 {
 			w.table = binary.AppendUvarint(w.table, uint64(len(raw)))
+			if w.cfg.Note != nil {
+				w.pieces = append(w.pieces, Piece{CID: content.Sum(raw), Length: len(raw)})
+			}
 			if err := w.add(ctx, raw); err != nil {
 				return err
 			}
