@@ -7,14 +7,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
 	"github.com/grangemesh/grange/origin/convert"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 // ImportTree publishes a directory or tar file under a name, as a tree, in the background. What can be known at once is
@@ -35,16 +39,7 @@ func (im *Images) plant(ctx context.Context, op *operations.Operation, name stri
 		return fmt.Errorf("import %q: %w", name, err)
 	}
 	defer files.Close()
-	body, err := im.build(ctx, op, build.Config{Scope: req.Scope, Kind: content.RootTree, ChunkSize: tree.ChunkSize, Lineage: old.lineage()}, func(b *build.Builder) error {
-		w, err := tree.NewWriter(tree.Config{Codec: im.cfg.Codec, Add: func(ctx context.Context, index uint64, raw []byte) error {
-			op.Update(func(v *operations.View) { v.Done += int64(len(raw)) })
-			return b.Add(ctx, index, raw)
-		}})
-		if err == nil {
-			_, err = files.Plant(ctx, w)
-		}
-		return err
-	})
+	body, _, err := im.stow(ctx, op, files, build.Config{Scope: req.Scope, Lineage: old.lineage()}, nil)
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
@@ -53,6 +48,44 @@ func (im *Images) plant(ctx context.Context, op *operations.Operation, name stri
 		body.Source = "standard input"
 	}
 	return im.replace(ctx, content.KindTree, name, body, old)
+}
+
+// Stowed is what files had become when they were read last: those that have not changed since are not read again. By the
+// keys of their segments.
+type Stowed map[content.CID]tree.Segment
+
+// stow stores the tree of files, and returns what a record says of it, and what they have become.
+func (im *Images) stow(ctx context.Context, op *operations.Operation, files *convert.Files, cfg build.Config, was Stowed) (body catalog.Image, now Stowed, err error) {
+	cfg.Kind, cfg.ChunkSize, now = content.RootTree, tree.ChunkSize, Stowed{}
+	body, err = im.build(ctx, op, cfg, func(b *build.Builder, known *index.Index) error {
+		done := func(n int) { op.Update(func(v *operations.View) { v.Done += int64(n) }) }
+		w, err := tree.NewWriter(tree.Config{
+			Codec: im.cfg.Codec,
+			Add: func(ctx context.Context, at uint64, raw []byte) error {
+				done(len(raw))
+				return b.Add(ctx, at, raw)
+			},
+			Known: func(key content.CID) (tree.Segment, bool) {
+				s, ok := was[key]
+				return s, ok && !slices.ContainsFunc(s.Pieces, func(p tree.Piece) bool {
+					at, there := known.Locate(ctx, p.CID)
+					return !there || int(at.Raw) != p.Length
+				})
+			},
+			Keep: func(ctx context.Context, at uint64, p tree.Piece) error {
+				where, _ := known.Locate(ctx, p.CID)
+				done(p.Length)
+				op.Update(func(v *operations.View) { v.Bytes["kept"] += int64(p.Length) })
+				return b.Keep(ctx, at, pack.Extent{CID: p.CID, Location: where})
+			},
+			Note: func(key content.CID, s tree.Segment) { now[key] = s },
+		})
+		if err == nil {
+			_, err = files.Plant(ctx, w)
+		}
+		return err
+	})
+	return body, now, err
 }
 
 // OpenTree opens the tree that a name stands for, and says which root that is.

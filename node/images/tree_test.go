@@ -1,14 +1,19 @@
 package images
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
+	"github.com/grangemesh/grange/origin/pack/build"
 )
 
 func (w *world) planted(t *testing.T, name, dir string, replace bool) operations.View {
@@ -100,5 +105,54 @@ func TestTreesGoWhereTheyMay(t *testing.T) {
 		if err := w.mayFill(x.dir, x.force); !errors.Is(err, x.want) {
 			t.Errorf("%s, force %t: %v, want %v", x.dir, x.force, err, x.want)
 		}
+	}
+}
+
+// TestWhatHasNotChangedIsNotSent: of files that were stowed before those that have changed alone are read and stored.
+func TestWhatHasNotChangedIsNotSent(t *testing.T) {
+	w, dir := newWorld(t), t.TempDir()
+	old := time.Now().Add(-time.Hour)
+	write := func(name string, n int, seed byte) {
+		t.Helper()
+		data := make([]byte, n)
+		for i := range data {
+			data[i] = byte(i*i>>3) ^ byte(i>>9) ^ seed
+		}
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, name), data, 0o600), os.Chtimes(filepath.Join(dir, name), old, old)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 50 {
+		write(fmt.Sprintf("f%02d", i), 1000+i*7919%9000, byte(i))
+	}
+	write("large", 1<<20, 99)
+	stow := func(was Stowed) (v operations.View, body catalog.Image, now Stowed) {
+		t.Helper()
+		op, err := w.cfg.Operations.Start("stow", "x", func(ctx context.Context, op *operations.Operation) error {
+			files, err := convert.OpenFiles(ctx, convert.Options{Path: dir, Temp: t.TempDir()})
+			if err != nil {
+				return err
+			}
+			body, now, err = w.stow(ctx, op, files, build.Config{Scope: content.Mesh()}, was)
+			return errors.Join(err, files.Close())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.ended(t, op), body, now
+	}
+	<-time.After(2100 * time.Millisecond) // the stamps of what has just changed say nothing
+	v, first, was := stow(nil)
+	if v.State != operations.Done || v.Bytes["kept"] > 0 || len(was) == 0 {
+		t.Fatalf("%+v, %d segments", v, len(was))
+	}
+	v, again, _ := stow(was)
+	if v.State != operations.Done || again.Head.Root != first.Head.Root || v.Bytes["new"] > 0 || v.Bytes["kept"] < 1<<20 {
+		t.Errorf("%+v; the root is the same: %t", v, again.Head.Root == first.Head.Root)
+	}
+	write("f25", 5000, 7)
+	v, changed, _ := stow(was)
+	if v.State != operations.Done || changed.Head.Root == first.Head.Root || v.Bytes["kept"] < 1<<20 || v.Bytes["new"] == 0 || v.Bytes["new"] > 400<<10 {
+		t.Errorf("%+v", v)
 	}
 }

@@ -2,12 +2,14 @@ package convert
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,13 +79,18 @@ func (f *Files) Close() (err error) {
 	return err
 }
 
-// Plant writes the tree, and closes w. Options.Warn is told what can't be had of it.
+// settled is how long a file must not have changed before a tree is read for its stamp to tell later changes: file
+// systems count time in ticks, of which some take two seconds.
+const settled = 2 * time.Second
+
+// Plant writes the tree, and closes w. Options.Warn is told what can't be had of it. Files of a directory have stamps, see
+// tree.Writer.
 func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
 	var l files.Listing = f.sorted
 	if f.sorted == nil {
 		l = f.o.listing()
 	}
-	p := planter{w: w, facts: map[string]fact{}, lost: losses{}}
+	p := planter{w: w, facts: map[string]fact{}, lost: losses{}, settled: time.Now().Add(-settled).UnixNano()}
 	err := l.Each(ctx, func(e *files.Entry) error { return p.put(ctx, e) })
 	for range p.open {
 		if err == nil {
@@ -110,6 +117,16 @@ type planter struct {
 	open  []string // folders that were entered
 	facts map[string]fact
 	lost  losses
+	// settled is before which a file has to have changed last, in nanoseconds since 1970.
+	settled int64
+}
+
+// stampOf is when a file was changed last, in its data and otherwise; nil where it may be changed again without another one.
+func (p *planter) stampOf(e *files.Entry) []byte {
+	if e.Stamp == 0 || e.Stamp >= p.settled {
+		return nil
+	}
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(e.Stamp)), uint64(e.Mtime.Nano()))
 }
 
 func (p *planter) put(ctx context.Context, e *files.Entry) error {
@@ -136,7 +153,7 @@ func (p *planter) put(ctx context.Context, e *files.Entry) error {
 	if e.Same != "" {
 		data = nil
 	}
-	if err := p.w.Add(ctx, planted, nil, data); err != nil {
+	if err := p.w.Add(ctx, planted, p.stampOf(e), data); err != nil {
 		return fmt.Errorf("%s: %w", e.Path, err)
 	}
 	return nil
