@@ -126,6 +126,12 @@ func TestWhatHasNotChangedIsNotSent(t *testing.T) {
 		write(fmt.Sprintf("f%02d", i), 1000+i*7919%9000, byte(i))
 	}
 	write("large", 1<<20, 99)
+	for i := range 2 { // written at about one time, of one size and name
+		if err := os.Mkdir(filepath.Join(dir, fmt.Sprint("d", i)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(fmt.Sprintf("d%d/twin", i), 1<<20, byte(50+i))
+	}
 	stow := func(was Stowed) (v operations.View, body catalog.Image, now Stowed) {
 		t.Helper()
 		op, err := w.cfg.Operations.Start("stow", "x", func(ctx context.Context, op *operations.Operation) error {

@@ -121,12 +121,17 @@ type planter struct {
 	settled int64
 }
 
-// stampOf is when a file was changed last, in its data and otherwise; nil where it may be changed again without another one.
+// stampOf is which file it is, and when that was changed last, in its data and otherwise; nil where it may be changed again
+// without another one. Without the number two of one name and size that were written together would have one.
 func (p *planter) stampOf(e *files.Entry) []byte {
 	if e.Stamp == 0 || e.Stamp >= p.settled {
 		return nil
 	}
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(e.Stamp)), uint64(e.Mtime.Nano()))
+	var stamp []byte
+	for _, part := range []uint64{e.Inode, uint64(e.Stamp), uint64(e.Mtime.Nano())} {
+		stamp = binary.BigEndian.AppendUint64(stamp, part)
+	}
+	return stamp
 }
 
 func (p *planter) put(ctx context.Context, e *files.Entry) error {

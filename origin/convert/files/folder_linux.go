@@ -30,6 +30,7 @@ type Entry struct {
 	Xattrs   map[string]string
 	Lost     string // what the source has of it and can't be had, and why
 	Stamp    int64  // differs when the entry was changed; 0 when that can't be told
+	Inode    uint64 // its number, which no other has at the time
 	Size     int64  // of a regular file
 	// Data calls yield with what is in a regular file, in rising order; what it does
 	// not name is zeros. It is called at most once, before the next entry is given.
@@ -161,7 +162,7 @@ func (d Folder) entry(path string, st *unix.Stat_t, buf []byte) (*Entry, error) 
 	if err != nil {
 		return nil, err
 	}
-	e := &Entry{Path: name, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid), Mtime: st.Mtim, Device: st.Rdev, Stamp: st.Ctim.Nano()}
+	e := &Entry{Path: name, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid), Mtime: st.Mtim, Device: st.Rdev, Stamp: st.Ctim.Nano(), Inode: st.Ino}
 	if e.Xattrs, err = XattrsOf(path); err != nil {
 		return nil, err
 	}
