@@ -24,13 +24,19 @@ func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) e
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
-	lost, facts := losses{}, map[string]bool{}
+	lost, facts := losses{}, map[string]bool{} // what is a folder
 	place, err := files.NewPlace(fd, lost.add)
 	if err != nil {
 		return err
 	}
 	l := planted{t}
-	err = l.Each(ctx, func(e *files.Entry) error { facts[e.Path] = e.Is(unix.S_IFDIR); return nil })
+	err = l.Each(ctx, func(e *files.Entry) error {
+		if folder, given := facts[e.Same]; e.Same != "" && (!given || folder) {
+			return fmt.Errorf("%w: %.100q is another name of %.100q, which is no file that comes before it", content.ErrCorrupt, e.Path, e.Same)
+		}
+		facts[e.Path] = e.Is(unix.S_IFDIR)
+		return nil
+	})
 	if err == nil {
 		err = place.Prune(func(path string, folder bool) bool { is, ok := facts[path]; return ok && is == folder })
 	}

@@ -1,0 +1,82 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/tree"
+)
+
+// hostile is a tree that has a link to /, and "name" as another name of a path.
+func hostile(t *testing.T, same string) (g grove) {
+	t.Helper()
+	w, err := tree.NewWriter(tree.Config{Codec: content.NewCodec(), Add: func(_ context.Context, _ uint64, raw []byte) error {
+		g = append(g, bytes.Clone(raw))
+		return nil
+	}})
+	must(t, err, w.Enter(tree.Entry{Mode: tree.Folder | 0o755}),
+		w.Add(t.Context(), tree.Entry{Name: []byte("link"), Mode: tree.Link | 0o777, Target: []byte("/")}, nil, nil),
+		w.Add(t.Context(), tree.Entry{Name: []byte("name"), Mode: tree.Regular | 0o644, Same: []byte(same)}, nil, nil), w.Leave())
+	_, err = w.Close(t.Context())
+	must(t, err)
+	return g
+}
+
+// TestNamesOfWhatLiesOutside: a tree of a member can't have files of this host get a name in the folder it is written to.
+func TestNamesOfWhatLiesOutside(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte("words"), 0o600))
+	for _, same := range []string{secret, "../../" + filepath.Base(filepath.Dir(filepath.Dir(secret))) + "/001/secret", "link" + secret, "name", "nowhere", "."} {
+		dir := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(dir, "old"), nil, 0o600))
+		if err := Harvest(t.Context(), hostile(t, same).open(t), dir, func(string) {}); !errors.Is(err, content.ErrCorrupt) {
+			t.Errorf("%s: %v, want ErrCorrupt", same, err)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "old")); err != nil {
+			t.Errorf("%s: what was there went for a tree that can't be written: %v", same, err)
+		}
+	}
+}
+
+// TestNamesOutsideStayAsTheyAre: a file of the folder that has another name elsewhere is not written through.
+func TestNamesOutsideStayAsTheyAre(t *testing.T) {
+	src, out, elsewhere := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "kept")
+	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("new"), 0o644), os.WriteFile(elsewhere, []byte("old"), 0o600), os.Link(elsewhere, filepath.Join(out, "file")))
+	differ(t, "written out", harvested(t, planting(t, Options{Path: src, Format: Dir}), out), described(t, src))
+	if b, err := os.ReadFile(elsewhere); err != nil || string(b) != "old" {
+		t.Errorf("elsewhere it is %q, %v", b, err)
+	}
+}
+
+// TestFoldersWithoutTheRight: who owns a tree writes it out as it was, again and over it, also folders that may not be written or entered.
+func TestFoldersWithoutTheRight(t *testing.T) {
+	const user = 12345
+	src, out := t.TempDir(), t.TempDir()
+	must(t, os.Chmod(filepath.Dir(src), 0o755), os.MkdirAll(filepath.Join(src, "shut/in"), 0o755), os.WriteFile(filepath.Join(src, "shut/in/file"), []byte("words"), 0o400))
+	for _, dir := range []string{src, out, filepath.Join(src, "shut"), filepath.Join(src, "shut/in"), filepath.Join(src, "shut/in/file")} {
+		must(t, os.Chown(dir, user, user))
+	}
+	must(t, os.Chmod(filepath.Join(src, "shut/in"), 0o555), os.Chmod(filepath.Join(src, "shut"), 0o600))
+	g := planting(t, Options{Path: src, Format: Dir})
+	of := g.open(t)
+	for range 2 {
+		ended := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never free it: it ends with this
+			if err := errors.Join(syscall.Setfsgid(user), syscall.Setfsuid(user)); err != nil {
+				ended <- err
+				return
+			}
+			ended <- Harvest(t.Context(), of, out, func(text string) { t.Error(text) })
+		}()
+		must(t, <-ended)
+		differ(t, "written out", described(t, out), described(t, src))
+	}
+}
