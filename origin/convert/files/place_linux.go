@@ -59,26 +59,57 @@ func (x *Place) enter(dir string) error {
 // in is a path to a name in the folder that is worked in, for calls that know paths only.
 func (x *Place) in(name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", x.dir, name) }
 
-// Prune removes what is not to be there: all but the paths that keep says, of folders or of others. A folder's own
-// name in whole paths is asked for.
+// Prune removes what is not to be there: all but the paths that keep says, of folders or of others, and files that have
+// names elsewhere too. A folder's own name in whole paths is asked for.
 func (x *Place) Prune(keep func(path string, folder bool) bool) error {
 	if err := x.enter("."); err != nil {
 		return err
 	}
 	top := x.in(".")
-	return filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(top) // which follows no link that takes a folder's place meanwhile
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	linked := map[inode][]string{} // the names of files that have several
+	err = filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == top {
 			return err
 		}
 		name, err := filepath.Rel(top, p)
-		if err != nil || keep(name, d.IsDir()) {
+		if err != nil {
 			return err
 		}
-		if err := os.RemoveAll(p); err != nil || !d.IsDir() {
+		if keep(name, d.IsDir()) {
+			var st unix.Stat_t
+			switch err := unix.Lstat(p, &st); {
+			case err != nil:
+				return err
+			case d.IsDir() && st.Mode&0o700 != 0o700: // until Close: its owner may be who writes
+				return root.Chmod(name, 0o700)
+			case st.Nlink > 1 && !d.IsDir():
+				id := inode{st.Dev, st.Ino}
+				linked[id] = append(linked[id], name)
+			}
+			return nil
+		}
+		if err := root.RemoveAll(name); err != nil || !d.IsDir() {
 			return err
 		}
 		return fs.SkipDir
 	})
+	for _, names := range linked {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(filepath.Join(top, names[0]), &st)
+		}
+		for _, name := range names {
+			if err == nil && uint64(st.Nlink) > uint64(len(names)) {
+				err = root.RemoveAll(name)
+			}
+		}
+	}
+	return err
 }
 
 func (x *Place) Put(ctx context.Context, e *Entry) error {
@@ -164,6 +195,11 @@ func (x *Place) content(ctx context.Context, e *Entry, name string, exists bool)
 		flags |= unix.O_CREAT | unix.O_EXCL
 	}
 	fd, err := unix.Openat(x.dir, name, flags, 0o600)
+	if exists && errors.Is(err, unix.EACCES) { // its owner may be who writes
+		if err = unix.Fchmodat(x.dir, name, 0o600, 0); err == nil {
+			fd, err = unix.Openat(x.dir, name, flags, 0)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -293,7 +329,7 @@ func (x *Place) Close() (err error) {
 	if x.root < 0 {
 		return nil
 	}
-	for _, p := range slices.Sorted(maps.Keys(x.folders)) {
+	for _, p := range slices.Backward(slices.Sorted(maps.Keys(x.folders))) { // what lies in one first: it may not be entered then
 		if err = x.enter(path.Dir(p)); err == nil {
 			err = x.attributes(x.folders[p], path.Base(p))
 		}
