@@ -141,10 +141,23 @@ func (im *Images) mayFill(dir string, replace bool) error {
 		return fmt.Errorf("%w: %w", content.ErrInvalid, bare(err))
 	case im.isOwn(dir), len(in) > 0 && im.isOwn(filepath.Join(dir, in[0].Name())):
 		return fmt.Errorf("%w: it is in this node's own data folder", content.ErrInvalid)
+	case im.holdsOwn(dir):
+		return fmt.Errorf("%w: this node's own data folder is in it", content.ErrInvalid)
 	case len(in) > 0 && !replace:
 		return fmt.Errorf("%w, and is not empty; give --force to have in it what the tree has, and nothing else", content.ErrExists)
 	}
 	return nil
+}
+
+// holdsOwn reports whether this node's own data are in a folder, which need not be there.
+func (im *Images) holdsOwn(dir string) bool {
+	own, err := filepath.EvalSymlinks(im.cfg.Dir)
+	at, failed := filepath.EvalSymlinks(dir)
+	if err != nil || failed != nil {
+		return err != nil || !errors.Is(failed, fs.ErrNotExist)
+	}
+	way, err := filepath.Rel(at, own)
+	return err == nil && filepath.IsLocal(way)
 }
 
 // harvest writes a tree, and has the rest of it brought in meanwhile.

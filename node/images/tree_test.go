@@ -100,7 +100,7 @@ func TestTreesGoWhereTheyMay(t *testing.T) {
 		want  error
 	}{
 		{"relative", true, content.ErrInvalid}, {"/", true, content.ErrInvalid}, {full, false, content.ErrExists}, {full, true, nil}, {t.TempDir(), false, nil}, {filepath.Join(full, "new"), false, nil},
-		{filepath.Join(full, "no", "new"), false, content.ErrInvalid}, {filepath.Join(full, "file"), true, content.ErrInvalid}, {own, true, content.ErrInvalid}, {w.cfg.Dir, true, content.ErrInvalid}, {filepath.Join(own, "new"), true, content.ErrInvalid},
+		{filepath.Join(full, "no", "new"), false, content.ErrInvalid}, {filepath.Join(full, "file"), true, content.ErrInvalid}, {own, true, content.ErrInvalid}, {w.cfg.Dir, true, content.ErrInvalid}, {filepath.Dir(w.cfg.Dir), true, content.ErrInvalid}, {filepath.Join(own, "new"), true, content.ErrInvalid},
 	} {
 		if err := w.mayFill(x.dir, x.force); !errors.Is(err, x.want) {
 			t.Errorf("%s, force %t: %v, want %v", x.dir, x.force, err, x.want)
