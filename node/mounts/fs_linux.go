@@ -35,8 +35,9 @@ const (
 
 // files is a tree as the kernel sees it.
 type files struct {
-	tree *tree.Tree
-	log  *slog.Logger
+	tree   *tree.Tree
+	log    *slog.Logger
+	firsts sync.Map // of uint64, a number, to *inode: the folders that first names of files lie in, to read them once
 }
 
 // inode is one thing of a tree.
@@ -120,7 +121,8 @@ func (n *inode) first(ctx context.Context, p string) (f tree.File, ino uint64, e
 		if errno != 0 || !f.Is(tree.Folder) {
 			return f, 0, n.failed("find the first name of "+path.Base(p), content.ErrCorrupt)
 		}
-		at = &inode{files: n.files, file: f, ino: at.number(place)}
+		in, _ := n.files.firsts.LoadOrStore(at.number(place), &inode{files: n.files, file: f, ino: at.number(place)})
+		at = in.(*inode)
 	}
 	f, place, errno := at.entry(ctx, left[0])
 	if errno != 0 || f.Is(tree.Folder) || len(f.Same) > 0 {
@@ -236,12 +238,12 @@ func (n *inode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
-// show has the kernel show a tree at a folder; end unmounts it, by force from under its users. What an earlier process has
-// left there goes.
-func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool) error, err error) {
+// show has the kernel show a tree at a folder; end unmounts it, by force from under its users, and gone is closed once it
+// is unmounted, whoever did it. What an earlier process has left there goes.
+func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool) error, gone <-chan struct{}, err error) {
 	if _, err := os.Stat(dir); errors.Is(err, syscall.ENOTCONN) {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			return nil, fmt.Errorf("unmount what an earlier process has left at %s: %w", dir, err)
+			return nil, nil, fmt.Errorf("unmount what an earlier process has left at %s: %w", dir, err)
 		}
 	}
 	timeout := kept
@@ -253,18 +255,28 @@ func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool
 			DirectMountFlags: syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_RDONLY,
 		},
 	}
-	server, err := fs.Mount(dir, &inode{files: &files{t, log}, file: t.Top(), ino: firstInode}, options)
+	server, err := fs.Mount(dir, &inode{files: &files{tree: t, log: log}, file: t.Top(), ino: firstInode}, options)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	ended := make(chan struct{})
+	go func() {
+		server.Wait()
+		close(ended)
+	}()
 	return func(force bool) error {
+		select {
+		case <-ended: // what is there now is not ours
+			return nil
+		default:
+		}
 		err := server.Unmount()
 		switch {
 		case err == nil:
-			server.Wait()
+			<-ended
 		case force: // its users fail once this process ends
 			err = syscall.Unmount(dir, syscall.MNT_DETACH)
 		}
 		return err
-	}, nil
+	}, ended, nil
 }

@@ -10,6 +10,6 @@ import (
 	"github.com/grangemesh/grange/origin/content/tree"
 )
 
-func show(*tree.Tree, string, string, *slog.Logger) (end func(force bool) error, err error) {
-	return nil, fmt.Errorf("%w: trees are mounted on Linux only", errors.ErrUnsupported)
+func show(*tree.Tree, string, string, *slog.Logger) (end func(force bool) error, gone <-chan struct{}, err error) {
+	return nil, nil, fmt.Errorf("%w: trees are mounted on Linux only", errors.ErrUnsupported)
 }

@@ -59,7 +59,18 @@ type Mounts struct {
 // mounted is a mount, and what ends it; nil while it is not there.
 type mounted struct {
 	Mount
-	end func(force bool) error
+	end  func(force bool) error
+	gone <-chan struct{} // closed once it is not there any more, whoever ended it
+}
+
+// lost reports whether somebody else has ended a mount.
+func (m *mounted) lost() bool {
+	select {
+	case <-m.gone: // never, while it is nil
+		return true
+	default:
+		return false
+	}
 }
 
 // New returns the mounts that are remembered, none of which is there before Run.
@@ -101,7 +112,7 @@ func (m *Mounts) again(ctx context.Context) {
 	m.changing.Lock()
 	defer m.changing.Unlock()
 	for _, one := range m.snapshot() {
-		if one.end != nil || ctx.Err() != nil {
+		if one.end != nil && !one.lost() || ctx.Err() != nil {
 			continue
 		}
 		now, err := m.make(ctx, one.Mount)
@@ -163,13 +174,13 @@ func (m *Mounts) Mount(ctx context.Context, name, dir string) (Mount, error) {
 	defer m.changing.Unlock()
 	dir = filepath.Clean(dir)
 	all := m.snapshot()
-	if i, there := slices.BinarySearchFunc(all, dir, byDir); there {
-		if all[i].Name == name {
-			return all[i].Mount, nil
-		}
+	i, there := slices.BinarySearchFunc(all, dir, byDir)
+	switch {
+	case there && all[i].Name != name:
 		return Mount{}, fmt.Errorf("mount %q at %s: %w: %q is mounted there", name, dir, content.ErrConflict, all[i].Name)
-	}
-	if len(all) >= mountsMax {
+	case there && !all[i].lost():
+		return all[i].Mount, nil
+	case !there && len(all) >= mountsMax:
 		return Mount{}, fmt.Errorf("mount %q: %w: this node has %d mounts, as many as it may", name, content.ErrConflict, len(all))
 	}
 	if err := mayHide(dir); err != nil {
@@ -206,8 +217,8 @@ func (m *Mounts) make(ctx context.Context, one Mount) (*mounted, error) {
 		return nil, err
 	}
 	one.CID, one.Error = id, ""
-	end, err := show(t, one.Name, one.Dir, m.cfg.Log)
-	return &mounted{one, end}, err
+	end, gone, err := show(t, one.Name, one.Dir, m.cfg.Log)
+	return &mounted{one, end, gone}, err
 }
 
 // take has a mount among those that there are no more.

@@ -11,10 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fs"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -43,8 +46,8 @@ func shell(t *testing.T, dir, script string) string {
 	return string(out)
 }
 
-// planted is the tree of a folder, whose chunks are in memory.
-func planted(t *testing.T, dir string) *tree.Tree {
+// planted is the tree of a folder, whose chunks are in memory, and whose reads are counted.
+func planted(t *testing.T, dir string, reads ...*atomic.Int64) *tree.Tree {
 	t.Helper()
 	var chunks [][]byte
 	root := content.Root{Kind: content.RootTree, ChunkSize: tree.ChunkSize}
@@ -59,6 +62,9 @@ func planted(t *testing.T, dir string) *tree.Tree {
 	must(t, err, files.Close())
 	of, err := tree.Open(t.Context(), content.NewCodec(), root, func(_ context.Context, index uint64, off int, p []byte) error {
 		copy(p, chunks[index][off:][:len(p)])
+		for _, n := range reads {
+			n.Add(1)
+		}
 		return nil
 	})
 	must(t, err)
@@ -178,6 +184,56 @@ func TestMountsAreRemembered(t *testing.T) {
 	must(t, f.Close(), m.Unmount(t.Context(), dir), m.Unmount(t.Context(), dir))
 	if all := newMounts(t, file, nil).List(); len(all) > 0 {
 		t.Errorf("after the end: %+v", all)
+	}
+}
+
+// TestUnmountedByOthers: what somebody else has unmounted is mounted again, and can be ended.
+func TestUnmountedByOthers(t *testing.T) {
+	src, dir := t.TempDir(), t.TempDir()
+	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("words"), 0o644))
+	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), planted(t, src))
+	_, err := m.Mount(t.Context(), "debian", dir)
+	must(t, err, syscall.Unmount(dir, 0))
+	<-m.all[0].gone
+	_, err = m.Mount(t.Context(), "debian", dir)
+	must(t, err)
+	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "words" {
+		t.Errorf("mounted again it has %q, %v", b, err)
+	}
+	must(t, syscall.Unmount(dir, 0))
+	<-m.all[0].gone
+	must(t, m.Unmount(t.Context(), dir))
+	if all := m.List(); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
+// TestFoldersOfFirstNames: a folder with other names of what lies in a large one is listed by reading that once.
+func TestFoldersOfFirstNames(t *testing.T) {
+	const many = 200
+	src, reads := t.TempDir(), atomic.Int64{}
+	must(t, os.MkdirAll(filepath.Join(src, "a/store"), 0o755), os.Mkdir(filepath.Join(src, "names"), 0o755))
+	for i := range many {
+		first := filepath.Join(src, "a/store", strconv.Itoa(i))
+		must(t, os.WriteFile(first, nil, 0o644), os.Link(first, filepath.Join(src, "names", strconv.Itoa(i))))
+	}
+	top := &inode{files: &files{tree: planted(t, src, &reads), log: slog.New(slog.DiscardHandler)}, ino: firstInode}
+	top.file = top.files.tree.Top()
+	fs.NewNodeFS(top, &fs.Options{})
+	names, place, errno := top.entry(t.Context(), "names")
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	in := &inode{files: top.files, file: names, ino: top.number(place)}
+	top.AddChild("names", top.NewInode(t.Context(), in, fs.StableAttr{Mode: syscall.S_IFDIR, Ino: in.ino}), true)
+	reads.Store(0)
+	if out, errno := in.Readdir(t.Context()); errno != 0 {
+		t.Error(errno)
+	} else {
+		out.Close()
+	}
+	if got := reads.Load(); got > 10 {
+		t.Errorf("%d reads of the tree for %d names", got, many)
 	}
 }
 
