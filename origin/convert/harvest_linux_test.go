@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
+	"github.com/grangemesh/grange/origin/convert/files"
 )
 
 // hostile is a tree that has a link to /, and "name" as another name of a path.
@@ -78,5 +79,16 @@ func TestFoldersWithoutTheRight(t *testing.T) {
 		}()
 		must(t, <-ended)
 		differ(t, "written out", described(t, out), described(t, src))
+	}
+}
+
+// TestFoldersThatBecomeLinks: a file is read where it was found, or not at all, though a link took its folder's place meanwhile.
+func TestFoldersThatBecomeLinks(t *testing.T) {
+	src, elsewhere, found := t.TempDir(), t.TempDir(), (*files.Entry)(nil)
+	must(t, os.Mkdir(filepath.Join(src, "in"), 0o755), os.WriteFile(filepath.Join(src, "in/file"), []byte("words"), 0o644), os.WriteFile(filepath.Join(elsewhere, "file"), []byte("other"), 0o600))
+	must(t, files.Folder{Root: src}.Each(t.Context(), func(e *files.Entry) error { found = e; return nil }))
+	must(t, os.Rename(filepath.Join(src, "in"), filepath.Join(src, "moved")), os.Symlink(elsewhere, filepath.Join(src, "in")))
+	if err := found.Data(func(p []byte, _ int64) error { t.Errorf("read %q", p); return nil }); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("%v, want ELOOP", err)
 	}
 }

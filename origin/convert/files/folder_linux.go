@@ -33,7 +33,8 @@ type Entry struct {
 	Inode    uint64 // its number, which no other has at the time
 	Size     int64  // of a regular file
 	// Data calls yield with what is in a regular file, in rising order; what it does
-	// not name is zeros. It is called at most once, before the next entry is given.
+	// not name is zeros. It is called at most once: of a tar file before the next entry is given, of others also later, one
+	// at a time.
 	Data func(yield func(p []byte, off int64) error) error
 	// Held is how many bytes data would give, or a little more, where that can be told
 	// without reading; called instead of it.
@@ -170,12 +171,12 @@ func (d Folder) entry(path string, st *unix.Stat_t, buf []byte) (*Entry, error) 
 	case unix.S_IFREG:
 		e.Size = st.Size
 		size, blocks := st.Size, st.Blocks
-		e.Data = func(yield func([]byte, int64) error) error { return dataOf(path, size, buf, yield) }
+		e.Data = func(yield func([]byte, int64) error) error { return d.data(name, size, buf, yield) }
 		e.Held = func() (held int64, err error) {
 			if blocks*512 >= size {
 				return size, nil
 			}
-			err = ranges(path, size, func(_ *os.File, start, end int64) error {
+			err = d.ranges(name, size, func(_ *os.File, start, end int64) error {
 				held += end - start
 				return nil
 			})
@@ -187,12 +188,19 @@ func (d Folder) entry(path string, st *unix.Stat_t, buf []byte) (*Entry, error) 
 	return e, err
 }
 
-// ranges gives what is not a hole in a file, up to size.
-func ranges(path string, size int64, do func(f *os.File, start, end int64) error) error {
+// ranges gives what is not a hole in a file, up to size. It fails when a link took the place of a folder on the way: who
+// owns the tree may not be who may read what that leads to.
+func (d Folder) ranges(name string, size int64, do func(f *os.File, start, end int64) error) error {
 	if size == 0 {
 		return nil
 	}
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // never waits for a pipe that took its place
+	path := filepath.Join(d.Root, name)
+	root, err := unix.Open(d.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: d.Root, Err: err}
+	}
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}) // never waits for a pipe that took its place
+	unix.Close(root)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // it went meanwhile, which is found at the end
 	}
@@ -217,8 +225,8 @@ func ranges(path string, size int64, do func(f *os.File, start, end int64) error
 	return nil
 }
 
-func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error) error {
-	return ranges(path, size, func(f *os.File, next, end int64) error {
+func (d Folder) data(name string, size int64, buf []byte, yield func([]byte, int64) error) error {
+	return d.ranges(name, size, func(f *os.File, next, end int64) error {
 		for next < end {
 			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-next)], next)
 			if n == 0 && errors.Is(err, io.EOF) { // it became shorter
