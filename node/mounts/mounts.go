@@ -183,7 +183,7 @@ func (m *Mounts) Mount(ctx context.Context, name, dir string) (Mount, error) {
 	case !there && len(all) >= mountsMax:
 		return Mount{}, fmt.Errorf("mount %q: %w: this node has %d mounts, as many as it may", name, content.ErrConflict, len(all))
 	}
-	if err := mayHide(dir); err != nil {
+	if err := mayHide(dir, filepath.Dir(m.cfg.File)); err != nil {
 		return Mount{}, fmt.Errorf("mount %q at %s: %w", name, dir, err)
 	}
 	one, err := m.make(ctx, Mount{Name: name, Dir: dir, Since: m.cfg.Now()})
@@ -198,12 +198,21 @@ func (m *Mounts) Mount(ctx context.Context, name, dir string) (Mount, error) {
 	return one.Mount, nil
 }
 
-// mayHide fails unless dir is a folder in which nothing is hidden by a mount.
-func mayHide(dir string) error {
+// mayHide fails unless dir is a folder in which nothing is hidden by a mount, and none of the node's own.
+func mayHide(dir, own string) error {
 	in, err := os.ReadDir(dir)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err == nil {
+		own, err = filepath.EvalSymlinks(own)
+	}
+	way, outside := filepath.Rel(own, dir)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: %w", content.ErrInvalid, err)
+	case outside == nil && filepath.IsLocal(way):
+		return fmt.Errorf("%w: it is in this node's own data folder", content.ErrInvalid)
 	case len(in) > 0:
 		return fmt.Errorf("%w: the folder is not empty", content.ErrConflict)
 	}

@@ -239,13 +239,13 @@ func TestFoldersOfFirstNames(t *testing.T) {
 
 // TestWhatCantBeMounted says so, and mounts nothing.
 func TestWhatCantBeMounted(t *testing.T) {
-	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), nil)
-	full := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
+	own, full := t.TempDir(), t.TempDir()
+	m := newMounts(t, filepath.Join(own, "mounts.json"), nil)
+	must(t, os.Symlink(own, filepath.Join(full, "link")), os.Mkdir(filepath.Join(own, "volumes"), 0o700), os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
 	for _, x := range []struct {
 		name, dir string
 		want      error
-	}{{"debian", "relative", content.ErrInvalid}, {"debian", filepath.Join(full, "nowhere"), content.ErrInvalid}, {"debian", full, content.ErrConflict}, {"other", t.TempDir(), content.ErrNotFound}} {
+	}{{"debian", "relative", content.ErrInvalid}, {"debian", filepath.Join(full, "nowhere"), content.ErrInvalid}, {"debian", full, content.ErrConflict}, {"debian", filepath.Join(full, "link/volumes"), content.ErrInvalid}, {"other", t.TempDir(), content.ErrNotFound}} {
 		if _, err := m.Mount(t.Context(), x.name, x.dir); !errors.Is(err, x.want) {
 			t.Errorf("%s at %s: %v, want %v", x.name, x.dir, err, x.want)
 		}
