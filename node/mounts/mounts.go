@@ -186,15 +186,20 @@ func (m *Mounts) Mount(ctx context.Context, name, dir string) (Mount, error) {
 	if err := mayHide(dir, filepath.Dir(m.cfg.File)); err != nil {
 		return Mount{}, fmt.Errorf("mount %q at %s: %w", name, dir, err)
 	}
-	one, err := m.make(ctx, Mount{Name: name, Dir: dir, Since: m.cfg.Now()})
+	asked := Mount{Name: name, Dir: dir, Since: m.cfg.Now(), Error: "it is being mounted"}
+	m.put(&mounted{Mount: asked})
+	err := m.remember() // before it is there: a start makes whole what a crash cuts short
+	var one *mounted
+	if err == nil {
+		one, err = m.make(ctx, asked)
+	}
 	if err != nil {
-		return Mount{}, fmt.Errorf("mount %q at %s: %w", name, dir, err)
+		if m.take(dir); there { // it is tried again, as before
+			m.put(all[i])
+		}
+		return Mount{}, errors.Join(fmt.Errorf("mount %q at %s: %w", name, dir, err), m.remember())
 	}
 	m.put(one)
-	if err := m.remember(); err != nil {
-		m.take(dir)
-		return Mount{}, errors.Join(err, one.end(true))
-	}
 	return one.Mount, nil
 }
 

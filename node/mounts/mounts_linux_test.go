@@ -254,3 +254,24 @@ func TestWhatCantBeMounted(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 }
+
+// TestKilledWhileItMounts: what was remembered, and is not there, is there after the next start.
+func TestKilledWhileItMounts(t *testing.T) {
+	src, dir, file := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "mounts.json")
+	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("words"), 0o644))
+	of, seen := planted(t, src), ""
+	m := newMounts(t, file, of)
+	m.cfg.Open = func(context.Context, string) (*tree.Tree, content.CID, error) { // a crash here leaves this
+		b, err := os.ReadFile(file)
+		seen = string(b)
+		return of, content.CID{}, err
+	}
+	_, err := m.Mount(t.Context(), "debian", dir)
+	must(t, err, m.Unmount(t.Context(), dir), os.WriteFile(file, []byte(seen), 0o600))
+	again := newMounts(t, file, of)
+	again.again(t.Context())
+	if b, err := os.ReadFile(filepath.Join(dir, "file")); string(b) != "words" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	must(t, again.close())
+}
