@@ -25,7 +25,6 @@ func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return v.keepOwned(ctx, due) })
 	group.Go(func() error { return v.keepFolding(ctx) })
-	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error { return v.errands.Run(ctx) })
 	group.Go(func() error { return v.keepMending(ctx) })
 	return group.Wait()

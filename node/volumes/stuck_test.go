@@ -2,6 +2,9 @@ package volumes
 
 import (
 	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,6 +67,53 @@ func TestOneStuckCommitKeepsNoneWaiting(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// deafTo is a registry that holds who asks about one name, whatever they do, until it is told to let them go.
+type deafTo struct {
+	*store
+	name    string
+	release chan struct{}
+}
+
+func (h deafTo) Volume(ctx context.Context, name string) (catalog.Record, error) {
+	if name == h.name {
+		<-h.release
+	}
+	return h.store.Volume(ctx, name)
+}
+
+// TestOneStuckStartKeepsNoneWaiting: while one volume is being opened, for as long as that takes, another is acknowledged to
+// be this node's again after the process has stood still.
+func TestOneStuckStartKeepsNoneWaiting(t *testing.T) {
+	w := newWorld(t)
+	home := newStore()
+	w.cfg.Registry = home
+	for _, name := range []string{"a", "b"} {
+		w.put(t, name, Spec{Size: testSize})
+	}
+	w = w.again(t)
+	var clock atomic.Int64
+	w.pulse = gate.NewPulse(func() time.Duration { return time.Duration(clock.Load()) })
+	deaf := deafTo{home, "a", make(chan struct{})}
+	w.cfg.Registry = deaf
+	w.run(t)
+	var once sync.Once
+	release := func() { once.Do(func() { close(deaf.release) }) }
+	t.Cleanup(release)
+	for w.device("b") == nil || w.device("b").vol == nil {
+		runtime.Gosched()
+	}
+	clock.Add(int64(time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := w.device("b").front.Flush(ctx); err != nil {
+		t.Errorf("a flush behind a standstill: %v", err)
+	}
+	if w.Opened() {
+		t.Error("the other is not being opened")
+	}
+	release()
 }
 
 // TestMadeAfterAStandstill: a volume that nobody else can have is written at once, though this

@@ -168,9 +168,12 @@ func (v *Volumes) openAll(ctx context.Context) {
 // are in use stay with the kernel for the next start, and so do all when the cause is ErrHandover.
 func (v *Volumes) Run(ctx context.Context) error {
 	err := v.doors.Run(ctx, func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return v.watchPulse(ctx) }) // one that opens late keeps the others from no acknowledgement
 		due := right.NewLooks(v.cfg.Returned(), v.cfg.Now())
 		v.openAll(ctx)
-		return v.keepTrying(ctx, due)
+		group.Go(func() error { return v.keepTrying(ctx, due) })
+		return group.Wait()
 	}, v.leaveDisks)
 	ends := make(chan error, v.Count()+1)
 	v.each(func(_ string, d *attached) {
