@@ -92,6 +92,11 @@ type Images struct {
 	follower *follower
 }
 
+// Updater is told how far long work is: an operation is one.
+type Updater interface {
+	Update(change func(*operations.View))
+}
+
 // New builds Images.
 func New(cfg Config) *Images {
 	im := &Images{cfg: cfg, listings: newListings()}

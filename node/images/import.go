@@ -208,7 +208,7 @@ func (im *Images) previous(ctx context.Context, kind content.Kind, name string, 
 }
 
 // store builds the packs of a disk, and returns what the record says of it.
-func (im *Images) store(ctx context.Context, op *operations.Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
+func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
 	return im.build(ctx, op, build.Config{Scope: scope, Size: disk.Size(), Lineage: lineage}, func(b *build.Builder, _ *index.Index) error {
 		err := convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
 			op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
@@ -222,7 +222,7 @@ func (im *Images) store(ctx context.Context, op *operations.Operation, disk conv
 
 // build builds the packs of what fill adds. Its chunks stay in this node's cache: the farm of the importer need not
 // fetch what it has made.
-func (im *Images) build(ctx context.Context, op *operations.Operation, cfg build.Config, fill func(*build.Builder, *index.Index) error) (catalog.Image, error) {
+func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, fill func(*build.Builder, *index.Index) error) (catalog.Image, error) {
 	store, err := im.cfg.Writable()
 	if err != nil {
 		return catalog.Image{}, err

@@ -28,22 +28,12 @@ func (im *Images) ImportTree(ctx context.Context, name string, req ImportRequest
 }
 
 func (im *Images) plant(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
-	note := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }
-	work, said := workingIn(filepath.Join(im.cfg.Dir, TempDir)), []string{}
-	req.Temp, req.Except, req.Room, req.Note = work.dir, im.cfg.Dir, work.room, note
-	req.Warn = func(text string) { said = append(said, text) }
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	files, err := convert.OpenFiles(ctx, req.Options)
-	if err != nil {
-		return fmt.Errorf("import %q: %w", name, err)
-	}
-	defer files.Close()
-	body, _, err := im.stow(ctx, op, files, build.Config{Scope: req.Scope, Lineage: old.lineage()}, nil)
+	work := workingIn(filepath.Join(im.cfg.Dir, TempDir))
+	req.Temp, req.Except, req.Room = work.dir, im.cfg.Dir, work.room
+	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, nil)
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
-	note(strings.Join(said, "\n"))
 	if body.Source = filepath.Base(req.Path); filepath.Dir(req.Path) == work.dir {
 		body.Source = "standard input"
 	}
@@ -54,8 +44,42 @@ func (im *Images) plant(ctx context.Context, op *operations.Operation, name stri
 // keys of their segments.
 type Stowed map[content.CID]tree.Segment
 
+// Stow stores what is in a folder as a tree, whose record the caller writes; and returns what a record says of it, and what
+// the files have become.
+func (im *Images) Stow(ctx context.Context, op Updater, dir string, scope content.Scope, lineage []content.CID, was Stowed) (catalog.Image, Stowed, error) {
+	body, now, err := im.stow(ctx, op, convert.Options{Path: dir, Format: convert.Dir}, build.Config{Scope: scope, Lineage: lineage}, was)
+	if err != nil {
+		err = fmt.Errorf("store what is in %s: %w", dir, err)
+	}
+	return body, now, err
+}
+
+// Recall reads what is in a folder, and returns what Stow would make of the files, as far as it came. Those that somebody
+// changes meanwhile, or later, are not among what a Stow takes for unchanged.
+func (im *Images) Recall(ctx context.Context, dir string) (Stowed, error) {
+	now := Stowed{}
+	files, err := convert.OpenFiles(ctx, convert.Options{Path: dir, Format: convert.Dir, Warn: func(string) {}, Note: func(string) {}})
+	if err != nil {
+		return now, err
+	}
+	w, err := tree.NewWriter(tree.Config{Codec: im.cfg.Codec, Add: func(ctx context.Context, _ uint64, _ []byte) error { return context.Cause(ctx) }, Note: func(key content.CID, s tree.Segment) { now[key] = s }})
+	if err == nil {
+		err = files.Learn(ctx, w)
+	}
+	return now, errors.Join(err, files.Close())
+}
+
 // stow stores the tree of files, and returns what a record says of it, and what they have become.
-func (im *Images) stow(ctx context.Context, op *operations.Operation, files *convert.Files, cfg build.Config, was Stowed) (body catalog.Image, now Stowed, err error) {
+func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg build.Config, was Stowed) (body catalog.Image, now Stowed, err error) {
+	note, said := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }, []string{}
+	o.Note, o.Warn = note, func(text string) { said = append(said, text) }
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	files, err := convert.OpenFiles(ctx, o)
+	if err != nil {
+		return body, nil, err
+	}
+	defer files.Close()
 	cfg.Kind, cfg.ChunkSize, now = content.RootTree, tree.ChunkSize, Stowed{}
 	body, err = im.build(ctx, op, cfg, func(b *build.Builder, known *index.Index) error {
 		done := func(n int) { op.Update(func(v *operations.View) { v.Done += int64(n) }) }
@@ -85,7 +109,20 @@ func (im *Images) stow(ctx context.Context, op *operations.Operation, files *con
 		}
 		return err
 	})
+	note(strings.Join(said, "\n"))
 	return body, now, err
+}
+
+// TreeRoot is the root that the name of a tree stands for.
+func (im *Images) TreeRoot(ctx context.Context, name string) (fetch.Root, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindTree, name, true)
+	if err == nil && k.Head.Root.Kind != content.RootTree {
+		err = fmt.Errorf("%q: %w: it is no tree of files", name, content.OtherKind)
+	}
+	if err != nil {
+		return fetch.Root{}, err
+	}
+	return RootOf(k), nil
 }
 
 // OpenTree opens the tree that a name stands for, and says which root that is.
@@ -117,7 +154,7 @@ func (im *Images) ExportTree(name, dir string, replace bool) (operations.View, e
 		if err != nil {
 			return err
 		}
-		said, err := im.harvest(ctx, op, RootOf(k), dir)
+		said, err := im.Harvest(ctx, op, RootOf(k), dir)
 		if err != nil {
 			return fmt.Errorf("export %q to %s: %w", name, dir, err)
 		}
@@ -160,8 +197,9 @@ func (im *Images) holdsOwn(dir string) bool {
 	return err == nil && filepath.IsLocal(way)
 }
 
-// harvest writes a tree, and has the rest of it brought in meanwhile.
-func (im *Images) harvest(ctx context.Context, op *operations.Operation, root fetch.Root, dir string) (said []string, err error) {
+// Harvest writes the tree of a root into a folder, which it makes if it is not there, and has the rest of it brought in
+// meanwhile. It returns what can't be written.
+func (im *Images) Harvest(ctx context.Context, op Updater, root fetch.Root, dir string) (said []string, err error) {
 	m, err := im.cfg.Fetcher.Learn(root)
 	if err != nil {
 		return nil, err

@@ -4,16 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/tree"
 	"github.com/grangemesh/grange/origin/convert"
-	"github.com/grangemesh/grange/origin/pack/build"
 )
 
 func (w *world) planted(t *testing.T, name, dir string, replace bool) operations.View {
@@ -135,12 +137,9 @@ func TestWhatHasNotChangedIsNotSent(t *testing.T) {
 	stow := func(was Stowed) (v operations.View, body catalog.Image, now Stowed) {
 		t.Helper()
 		op, err := w.cfg.Operations.Start("stow", "x", func(ctx context.Context, op *operations.Operation) error {
-			files, err := convert.OpenFiles(ctx, convert.Options{Path: dir, Temp: t.TempDir()})
-			if err != nil {
-				return err
-			}
-			body, now, err = w.stow(ctx, op, files, build.Config{Scope: content.Mesh()}, was)
-			return errors.Join(err, files.Close())
+			var err error
+			body, now, err = w.Stow(ctx, op, dir, content.Mesh(), nil, was)
+			return err
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -155,6 +154,9 @@ func TestWhatHasNotChangedIsNotSent(t *testing.T) {
 	v, again, _ := stow(was)
 	if v.State != operations.Done || again.Head.Root != first.Head.Root || v.Bytes["new"] > 0 || v.Bytes["kept"] < 1<<20 {
 		t.Errorf("%+v; the root is the same: %t", v, again.Head.Root == first.Head.Root)
+	}
+	if recalled, err := w.Recall(t.Context(), dir); err != nil || !maps.EqualFunc(recalled, was, func(a, b tree.Segment) bool { return reflect.DeepEqual(a, b) }) {
+		t.Errorf("of %d segments %d are recalled, or others: %v", len(was), len(recalled), err)
 	}
 	write("f25", 5000, 7)
 	v, changed, _ := stow(was)

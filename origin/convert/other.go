@@ -39,6 +39,9 @@ func (*Files) Plant(context.Context, *tree.Writer) (tree.Sums, error) {
 	return tree.Sums{}, errors.ErrUnsupported
 }
 
+// Learn fails with errors.ErrUnsupported.
+func (*Files) Learn(context.Context, *tree.Writer) error { return errors.ErrUnsupported }
+
 // Harvest fails with errors.ErrUnsupported.
 func Harvest(context.Context, *tree.Tree, string, func(string)) error {
 	return fmt.Errorf("%w: a tree is written out on Linux only", errors.ErrUnsupported)

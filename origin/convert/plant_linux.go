@@ -86,17 +86,7 @@ const settled = 2 * time.Second
 // Plant writes the tree, and closes w. Options.Warn is told what can't be had of it. Files of a directory have stamps, see
 // tree.Writer.
 func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
-	var l files.Listing = f.sorted
-	if f.sorted == nil {
-		l = f.o.listing()
-	}
-	p := planter{w: w, facts: map[string]fact{}, lost: losses{}, settled: time.Now().Add(-settled).UnixNano()}
-	err := l.Each(ctx, func(e *files.Entry) error { return p.put(ctx, e) })
-	for range p.open {
-		if err == nil {
-			err = w.Leave()
-		}
-	}
+	p, l, err := f.plant(ctx, w)
 	if err == nil && f.source != nil {
 		err = f.source.unchanged()
 	} else if err == nil {
@@ -109,6 +99,30 @@ func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
 		f.o.Warn(text)
 	}
 	return w.Close(ctx)
+}
+
+// Learn is Plant for what w notes alone, beside somebody who changes the files: a stamp is of what a file had before it was
+// read, and never another's.
+func (f *Files) Learn(ctx context.Context, w *tree.Writer) error {
+	_, _, err := f.plant(ctx, w)
+	if err == nil {
+		_, err = w.Close(ctx)
+	}
+	return err
+}
+
+func (f *Files) plant(ctx context.Context, w *tree.Writer) (p planter, l files.Listing, err error) {
+	if l = f.sorted; f.sorted == nil {
+		l = f.o.listing()
+	}
+	p = planter{w: w, facts: map[string]fact{}, lost: losses{}, settled: time.Now().Add(-settled).UnixNano()}
+	err = l.Each(ctx, func(e *files.Entry) error { return p.put(ctx, e) })
+	for range p.open {
+		if err == nil {
+			err = w.Leave()
+		}
+	}
+	return p, l, err
 }
 
 // planter hands entries on to a tree's writer.

@@ -38,8 +38,8 @@ type Config struct {
 	Env []string
 	// User has it run as another; nil is as the node.
 	User *syscall.Credential
-	// Limits of resources, by their names in setrlimit.
-	Limits map[int]unix.Rlimit
+	// Limits of resources, by their names in limits.conf(5).
+	Limits map[string]uint64
 	// Log is the file that what it says is added to.
 	Log string
 	// Cgroup is the folder of a control group that it begins in; "" is the node's own.
@@ -83,15 +83,26 @@ func Start(cfg Config) (*Process, error) {
 	if p.ID, err = idOf(cmd.Process.Pid); err == nil {
 		p.fd, err = descriptor(fd)
 	}
-	for what, limit := range cfg.Limits {
+	for name, n := range cfg.Limits {
 		if err == nil {
-			err = os.NewSyscallError("prlimit", unix.Prlimit(p.PID, what, &limit, nil))
+			err = limit(p.PID, name, n)
 		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), waited(cmd.Process))
 	}
 	return p, nil
+}
+
+func limit(pid int, name string, n uint64) error {
+	what, ok := map[string]int{
+		"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA, "fsize": unix.RLIMIT_FSIZE,
+		"memlock": unix.RLIMIT_MEMLOCK, "nofile": unix.RLIMIT_NOFILE, "nproc": unix.RLIMIT_NPROC, "rtprio": unix.RLIMIT_RTPRIO, "stack": unix.RLIMIT_STACK,
+	}[name]
+	if !ok {
+		return fmt.Errorf("%w: no limit is called %.20q", content.ErrInvalid, name)
+	}
+	return os.NewSyscallError("prlimit", unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil))
 }
 
 func waited(child *os.Process) error {
