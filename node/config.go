@@ -81,6 +81,7 @@ type Config struct {
 	// says why they may hang when memory is short; nil if they don't.
 	UBLK    ublk.Config
 	Flusher error
+	Instances Instances
 	// Version is shown to users.
 	Version string
 	Now     func() time.Time

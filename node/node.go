@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/instance"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
@@ -38,7 +39,8 @@ type services struct {
 	// of names, and all chunks, it has from members, and it publishes nothing, neither
 	// for itself nor for others.
 	origin bool
-	// volumes are served to this host, and trees shown; a node without them has nil for its Volumes and Mounts.
+	// volumes are served to this host, trees shown, and instances run; a node without has nil for its Volumes, Mounts and
+	// Instances.
 	volumes bool
 }
 
@@ -57,6 +59,7 @@ type Node struct {
 	Images     *images.Images
 	Volumes    *volumes.Volumes // nil in a seed
 	Mounts     *mounts.Mounts   // nil in a seed
+	Instances  *instance.Hub    // nil in a seed
 	Membership *membership.Membership
 	cfg        Config
 	codec      *content.Codec
@@ -104,7 +107,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openNames)
 	if serves.volumes {
-		steps = append(steps, n.openVolumes, n.openMounts)
+		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -188,7 +191,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.runMounts, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.runMounts, n.runInstances, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

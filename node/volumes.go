@@ -57,12 +57,16 @@ func (x registry) Volumes(ctx context.Context) []catalog.Record {
 	return x.list(ctx, content.KindVolume, "")
 }
 
-// list returns the records whose names begin with a prefix.
-func (x registry) list(ctx context.Context, kind content.Kind, begin string) (out []catalog.Record) {
+func (x registry) list(ctx context.Context, kind content.Kind, begin string) []catalog.Record {
+	return listed(ctx, x.names, kind, begin)
+}
+
+// listed returns the records whose names begin with a prefix.
+func listed(ctx context.Context, names *records.Names, kind content.Kind, begin string) (out []catalog.Record) {
 	after := ""
 	for more := true; more; {
 		var page []records.Known
-		page, more = x.names.List(ctx, kind, begin, after, listPage)
+		page, more = names.List(ctx, kind, begin, after, listPage)
 		for _, k := range page {
 			out, after = append(out, k.Record), k.Name
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
+	instances "github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
@@ -179,6 +180,8 @@ type (
 	VolumeSpec    = terms.Spec
 	Volume        = terms.View
 	Limits        = terms.Limits
+	Instance      = instances.View
+	Provision     = instances.Request
 	Snapshot      = terms.SnapshotView
 	PromoteSpec   = terms.PromoteSpec
 	Operation     = operations.View

@@ -59,6 +59,7 @@ func New(cfg Config) *Server {
 	a := humago.New(s.mux, humaConfig(cfg.Node.Version()))
 	s.images(a)
 	s.volumes(a)
+	s.instances(a)
 	s.operations(a)
 	s.members(a)
 	s.names(a)

@@ -89,7 +89,8 @@ type Operations struct {
 // Operation is one piece of long work, as the work itself sees it.
 type Operation struct {
 	owner  *Operations
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
+	queued bool
 	done   chan struct{}
 	view   View // guarded by owner.mu
 }
@@ -99,10 +100,22 @@ func New(log *slog.Logger, now func() time.Time) *Operations {
 	return &Operations{log: log, now: now, all: map[string]*Operation{}}
 }
 
+// ErrCancelled is the cause of a context whose operation somebody has cancelled.
+var ErrCancelled = fmt.Errorf("%w: somebody has cancelled it", context.Canceled)
+
+// StartQueued is Start for work that others bound, and that holds little: any number of such may run.
+func (o *Operations) StartQueued(kind, target string, work func(context.Context, *Operation) error) (View, error) {
+	return o.start(true, kind, target, work)
+}
+
 // Start runs work on a context of its own and returns at once. A second
 // operation of the same kind on the same target is ErrConflict while the first
 // one runs; too many at once are ErrUnavailable.
 func (o *Operations) Start(kind, target string, work func(context.Context, *Operation) error) (View, error) {
+	return o.start(false, kind, target, work)
+}
+
+func (o *Operations) start(queued bool, kind, target string, work func(context.Context, *Operation) error) (View, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	running := 0
@@ -110,7 +123,9 @@ func (o *Operations) Start(kind, target string, work func(context.Context, *Oper
 		if op.view.State != Running {
 			continue
 		}
-		running++
+		if !op.queued {
+			running++
+		}
 		if op.view.Kind == kind && op.view.Target == target {
 			return View{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.Running, op.view.ID)
 		}
@@ -118,13 +133,13 @@ func (o *Operations) Start(kind, target string, work func(context.Context, *Oper
 	switch {
 	case o.closed:
 		return View{}, fmt.Errorf("%s %s: %w: the node is stopping", kind, target, content.ErrClosed)
-	case running >= runningMax:
+	case running >= runningMax && !queued:
 		return View{}, fmt.Errorf("%s %s: %w: %d operations run already; try again when one has ended", kind, target, content.ErrUnavailable, running)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	started := o.now()
 	o.last = max(o.last+1, started.UnixMilli()<<20|rand.Int64N(1<<20))
-	op := &Operation{owner: o, cancel: cancel, done: make(chan struct{}), view: View{
+	op := &Operation{owner: o, cancel: cancel, queued: queued, done: make(chan struct{}), view: View{
 		ID: fmt.Sprintf("%016x", o.last), Kind: kind, Target: target, State: Running, Bytes: map[string]int64{}, Started: started, Revision: 1,
 	}}
 	o.all[op.view.ID] = op
@@ -137,7 +152,7 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	defer close(op.done)
 	err := work(ctx, op)
 	cancelled := ctx.Err() != nil
-	op.cancel()
+	op.cancel(nil)
 	o := op.owner
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -239,7 +254,7 @@ func (o *Operations) Cancel(ctx context.Context, id string) (View, error) {
 	if err != nil {
 		return v, err
 	}
-	op.cancel()
+	op.cancel(ErrCancelled)
 	if v, err = o.Wait(ctx, id); err != nil {
 		return o.Get(id)
 	}
@@ -252,7 +267,7 @@ func (o *Operations) Close(ctx context.Context) error {
 	o.mu.Lock()
 	o.closed = true
 	for _, op := range o.all {
-		op.cancel()
+		op.cancel(content.ErrClosed)
 	}
 	o.mu.Unlock()
 	ended := make(chan struct{})

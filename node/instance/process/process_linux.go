@@ -1,5 +1,3 @@
-// Package process runs a workload as a process of this host that outlives the node which has started it, and finds it
-// again: by a descriptor of it, when it began, and which boot of the host that was. A number alone may be another's.
 package process
 
 import (
@@ -9,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,32 +19,6 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 )
-
-// ID tells a process from all others that this host has, had, and will have.
-type ID struct {
-	PID int `json:"pid"`
-	// Began is when it was started, in the kernel's ticks since the boot, whose ID is Boot.
-	Began uint64 `json:"began"`
-	Boot  string `json:"boot"`
-}
-
-// Config says what to start.
-type Config struct {
-	// Command is the program, looked for in the PATH of Env, and its arguments.
-	Command []string
-	// Dir is where it works.
-	Dir string
-	// Env is all of its environment, as NAME=VALUE.
-	Env []string
-	// User has it run as another; nil is as the node.
-	User *syscall.Credential
-	// Limits of resources, by their names in limits.conf(5).
-	Limits map[string]uint64
-	// Log is the file that what it says is added to.
-	Log string
-	// Cgroup is the folder of a control group that it begins in; "" is the node's own.
-	Cgroup string
-}
 
 // Process is one that runs, or did. The caller closes it, which leaves it running.
 type Process struct {
@@ -56,18 +30,13 @@ type Process struct {
 
 // Start starts a process in a session of its own. One that can't be started is ErrInvalid.
 func Start(cfg Config) (*Process, error) {
-	log, err := os.OpenFile(cfg.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	cmd, log, err := commandOf(cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	path, err := find(cfg)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Cmd{Path: path, Args: cfg.Command, Dir: cfg.Dir, Env: cfg.Env, Stdout: log, Stderr: log}
 	fd := -1
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: cfg.User, PidFD: &fd}
+	cmd.SysProcAttr.PidFD = &fd
 	if cfg.Cgroup != "" {
 		group, err := os.Open(cfg.Cgroup)
 		if err != nil {
@@ -92,6 +61,82 @@ func Start(cfg Config) (*Process, error) {
 		return nil, errors.Join(err, cmd.Process.Kill(), waited(cmd.Process))
 	}
 	return p, nil
+}
+
+// commandOf is what is to be run, in a session of its own; the caller closes the log.
+func commandOf(cfg Config) (*exec.Cmd, *os.File, error) {
+	path, err := find(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	who, err := userOf(cfg.User)
+	if err != nil {
+		return nil, nil, err
+	}
+	log, err := os.OpenFile(cfg.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &exec.Cmd{Path: path, Args: cfg.Command, Dir: cfg.Dir, Env: cfg.Env, Stdout: log, Stderr: log, SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: who}}, log, nil
+}
+
+// Run runs a command to its end, and returns its exit status; ctx ends it. Limits and Cgroup are for Start.
+func Run(ctx context.Context, cfg Config) (status int, err error) {
+	cmd, log, err := commandOf(cfg)
+	if err != nil {
+		return 0, err
+	}
+	defer log.Close()
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("%w: start %s: %w", content.ErrInvalid, cfg.Command[0], err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) })
+	err = cmd.Wait()
+	if stop(); ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// Give has a file be another user's; nothing for "".
+func Give(path, name string) error {
+	who, err := userOf(name)
+	if err != nil || who == nil {
+		return err
+	}
+	return os.Chown(path, int(who.Uid), int(who.Gid))
+}
+
+// userOf finds who a process is to run as; nil is as the node.
+func userOf(name string) (*syscall.Credential, error) {
+	if name == "" {
+		return nil, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		if u, err = user.LookupId(name); err != nil {
+			return nil, fmt.Errorf("user %.60q: %w: this host has none of that name", name, content.ErrInvalid)
+		}
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	out := &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	groups, err := u.GroupIds()
+	for _, g := range groups {
+		if n, failed := strconv.ParseUint(g, 10, 32); failed == nil {
+			out.Groups = append(out.Groups, uint32(n))
+		}
+	}
+	return out, err
 }
 
 func limit(pid int, name string, n uint64) error {
@@ -298,6 +343,61 @@ func (p *Process) end(pid int) error {
 		return fmt.Errorf("end process %d: %w", pid, err)
 	}
 	return nil
+}
+
+const (
+	// sweeps bounds how often it is looked for processes that others have started meanwhile.
+	sweeps = 100
+	// sweepWait is how long one that is killed is waited for, in milliseconds.
+	sweepWait = 1000
+)
+
+// Sweep ends all processes of this host that have a variable in their environment, but for this one.
+func Sweep(variable string) error {
+	for range sweeps {
+		found, err := sweepOnce(variable)
+		if err != nil || found == 0 {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: processes with %s come faster than they are ended", content.ErrUnavailable, variable)
+}
+
+func sweepOnce(variable string) (found int, err error) {
+	names, err := os.ReadDir("/proc")
+	for _, name := range names {
+		pid, failed := strconv.Atoi(name.Name())
+		if failed != nil || pid == os.Getpid() || !has(pid, variable) {
+			continue
+		}
+		fd, failed := unix.PidfdOpen(pid, 0)
+		if failed != nil {
+			continue
+		}
+		if has(pid, variable) { // behind the descriptor: it is of the process that has it
+			found++
+			err = errors.Join(err, kill(fd, pid))
+		}
+		err = errors.Join(err, unix.Close(fd))
+	}
+	return found, err
+}
+
+// kill ends a process, and waits until it has.
+func kill(fd, pid int) error {
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end process %d: %w", pid, err)
+	}
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, sweepWait); err != nil && !errors.Is(err, unix.EINTR) {
+		return os.NewSyscallError("poll", err)
+	}
+	return nil
+}
+
+// has reports whether a process has a variable; one that this user may not look at has not.
+func has(pid int, variable string) bool {
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	return err == nil && slices.Contains(strings.Split(string(env), "\x00"), variable)
 }
 
 // Close lets go of the process, which goes on if it runs.

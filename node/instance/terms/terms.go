@@ -39,20 +39,21 @@ const (
 	spanMax = Seconds(10 * 365 * 24 * 3600)
 	// argumentsMax bounds a command, and what else is a list; all together may be catalog.SpecMax bytes.
 	argumentsMax = 256
+	treePrefix   = string(content.KindTree) + ":"
 )
 
 // Spec says how an instance is run. In Command, Env, Ready and Compact these stand for what the node chooses: {name}, {data},
 // the folder of its data, {port}, and {config}, the file that Config names.
 type Spec struct {
-	Runtime string      `json:"runtime,omitempty" enum:"process,vm" doc:"vm where from is an image, volume or snapshot, else process"`
-	From    content.Ref `json:"from,omitzero" doc:"what it begins as: tree:NAME, or for a vm image:NAME, volume:NAME or snapshot:NAME@N; an empty folder when not given"`
-	Command []string    `json:"command,omitempty" maxItems:"256" doc:"of a process: the program and its arguments, with {name}, {data}, {port} and {config}"`
-	Env     []string    `json:"env,omitempty" maxItems:"256" doc:"of a process: NAME=VALUE beside PATH, HOME and GRANGE_*"`
-	User    string      `json:"user,omitempty" maxLength:"64" doc:"who a process runs as, as USER or UID; as the node when not given"`
-	Rlimits []string    `json:"rlimits,omitempty" maxItems:"32" doc:"of a process: NAME=N, such as nofile=4096"`
-	Config  string      `json:"config,omitempty" maxLength:"1024" doc:"a file on the node's host that the workload gets as {config}"`
-	NoPort  bool        `json:"no_port,omitempty" doc:"it listens nowhere"`
-	Ready   string      `json:"ready,omitempty" maxLength:"512" doc:"when it is ready: tcp, once its port takes connections, which is so when not given, http:/PATH, once that answers with 2xx, or none"`
+	Runtime string   `json:"runtime,omitempty" enum:"process,vm" doc:"vm where from is an image, volume or snapshot, else process"`
+	From    string   `json:"from,omitempty" maxLength:"270" doc:"what it begins as: tree:NAME, or for a vm image:NAME, volume:NAME or snapshot:NAME@N; an empty folder when not given"`
+	Command []string `json:"command,omitempty" maxItems:"256" doc:"of a process: the program and its arguments, with {name}, {data}, {port} and {config}"`
+	Env     []string `json:"env,omitempty" maxItems:"256" doc:"of a process: NAME=VALUE beside PATH, HOME and GRANGE_*"`
+	User    string   `json:"user,omitempty" maxLength:"64" doc:"who a process runs as, as USER or UID; as the node when not given"`
+	Rlimits []string `json:"rlimits,omitempty" maxItems:"32" doc:"of a process: NAME=N, such as nofile=4096"`
+	Config  string   `json:"config,omitempty" maxLength:"1024" doc:"a file on the node's host that the workload gets as {config}"`
+	NoPort  bool     `json:"no_port,omitempty" doc:"it listens nowhere"`
+	Ready   string   `json:"ready,omitempty" maxLength:"512" doc:"when it is ready: tcp, once its port takes connections, which is so when not given, http:/PATH, once that answers with 2xx, or none"`
 	// ReadyTimeout and the others are 0 for what is usual.
 	ReadyTimeout Seconds  `json:"ready_seconds,omitempty" minimum:"0" doc:"how long that may take; 0: five minutes"`
 	Grace        Seconds  `json:"grace_seconds,omitempty" minimum:"0" doc:"how long it may take to end before it is killed; 0: 90 seconds"`
@@ -95,7 +96,7 @@ type View struct {
 func (s Spec) WithDefaults() (Spec, error) {
 	if s.Runtime == "" {
 		s.Runtime = Process
-		if k := s.From.Kind; k != "" && k != content.KindTree {
+		if !strings.HasPrefix(s.From, treePrefix) && s.From != "" {
 			s.Runtime = VM
 		}
 	}
@@ -119,8 +120,8 @@ func (s Spec) WithDefaults() (Spec, error) {
 
 func (s Spec) checkProcess() error {
 	switch {
-	case s.From != (content.Ref{}) && s.From.Kind != content.KindTree:
-		return fmt.Errorf("from %s: %w: a process is run over a tree; leave --runtime out for a vm", s.From, content.ErrInvalid)
+	case s.From != "" && content.KindTree.CheckName(s.Tree()) != nil:
+		return fmt.Errorf("from %.60q: %w: a process is run over tree:NAME; leave --runtime out for a vm", s.From, content.ErrInvalid)
 	case len(s.Command) == 0 || s.Command[0] == "":
 		return fmt.Errorf("%w: a process needs a command: grange instance provision NAME … -- COMMAND ARGUMENT…", content.ErrInvalid)
 	case s.NoPort && s.Ready != "" && s.Ready != "none", s.NoPort && s.Idle > 0:
@@ -152,12 +153,18 @@ func (s Spec) checkProcess() error {
 	return err
 }
 
+// Tree is the name of the tree that a process begins with; "" for none.
+func (s Spec) Tree() string {
+	name, _ := strings.CutPrefix(s.From, treePrefix)
+	return name
+}
+
 func (s Spec) checkVM() error {
-	switch {
+	switch _, err := content.ParseRef(s.From); {
+	case err != nil:
+		return err
 	case len(s.Command)+len(s.Env)+len(s.Rlimits)+len(s.Compact) > 0 || s.User != "" || s.Config != "":
 		return fmt.Errorf("%w: command, env, user, rlimits, config and compact are for a process", content.ErrInvalid)
-	case s.From == (content.Ref{}):
-		return fmt.Errorf("%w: a vm begins as image:NAME, volume:NAME or snapshot:NAME@N", content.ErrInvalid)
 	case s.Mesh:
 		return fmt.Errorf("%w: a vm's volume stays in its farm", content.ErrInvalid)
 	}

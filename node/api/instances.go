@@ -1,0 +1,130 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/instance"
+	"github.com/grangemesh/grange/node/instance/state"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const instancesPath = "/api/instances"
+
+// instances registers the hub: what takes long is 202 with the instance and the operation that is at it, and what is so
+// already 200.
+func (s *Server) instances(a huma.API) {
+	hub := s.cfg.Node.Instances
+	if hub == nil {
+		a = refusing(a, node.ErrNoVolumes)
+	}
+	route(a, "GET "+instancesPath, "the instances of this node, or of the mesh", func(ctx context.Context, in *struct {
+		Page
+		IfNoneMatch
+		All bool `query:"all" doc:"those of the whole mesh, each with the node that has it"`
+	}) (*Listed[Instance], error) {
+		list, everywhere := func(context.Context) ([]Instance, error) { return hub.List(), nil }, ""
+		if in.All {
+			list, everywhere = hub.Everywhere, "true"
+		}
+		all, err := list(ctx)
+		page, link := part(in.Page, all, func(i Instance) string { return i.Name }, cmp.Compare[string])
+		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), err)
+	})
+	named(a, "GET "+instancesPath+"/{name}", "one instance", hub.Get)
+	route(a, "PUT "+instancesPath+"/{name}", "provision an instance; without a body as it was before", func(ctx context.Context, in *struct {
+		Named
+		Body *Provision `required:"false"`
+	}) (*Made[Instance], error) {
+		return done(ctx, hub, in.Name, state.Provision, in.Body)
+	}, http.StatusAccepted, http.StatusOK)
+	for ev, summary := range map[state.Event]string{
+		state.Hibernate: "stop an instance's workload, and keep what it has here", state.Wake: "start it again",
+		state.Deprovision: "put away what an instance has, and remove it from this node; absent is success", state.Obliterate: "delete all that there is of an instance, here and at the origin; absent is success",
+	} {
+		route(a, "POST "+instancesPath+"/{name}/"+string(ev), summary, func(ctx context.Context, in *Named) (*Made[Instance], error) {
+			return done(ctx, hub, in.Name, ev, nil)
+		}, http.StatusAccepted, http.StatusOK)
+	}
+	s.logs(a, hub)
+	s.proxy(a, hub)
+}
+
+// done has something done about an instance.
+func done(ctx context.Context, hub *instance.Hub, name string, ev state.Event, req *Provision) (*Made[Instance], error) {
+	if req == nil {
+		req = &Provision{}
+	}
+	v, op, err := hub.Do(ctx, name, ev, *req)
+	switch {
+	case err != nil:
+		return nil, err
+	case v.Operation == "" || op.ID == "":
+		return &Made[Instance]{http.StatusOK, "", v}, nil
+	}
+	return made(http.StatusAccepted, operationsPath+"/", op.ID, v), nil
+}
+
+// logs registers what a workload has said, as it has said it.
+func (s *Server) logs(a huma.API, hub *instance.Hub) {
+	op := described("GET "+instancesPath+"/{name}/logs", "what an instance's workload says")
+	op.Responses["200"] = asText()
+	huma.Register(a, op, func(_ context.Context, in *struct {
+		Named
+		Last   int64 `query:"last" minimum:"0" doc:"the last bytes alone; 0: all of the log"`
+		Follow bool  `query:"follow" doc:"and what it says from now on, until the client has enough"`
+	}) (*huma.StreamResponse, error) {
+		return &huma.StreamResponse{Body: func(ctx huma.Context) {
+			ctx.SetHeader("Content-Type", textType)
+			w := ctx.BodyWriter()
+			_ = hub.Logs(ctx.Context(), in.Name, in.Last, in.Follow, flushing{w})
+		}}, nil
+	})
+}
+
+// flushing has each write sent at once.
+type flushing struct {
+	w interface{ Write([]byte) (int, error) }
+}
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	if flusher, ok := f.w.(http.Flusher); ok {
+		flusher.Flush()
+	}
+	return n, err
+}
+
+// proxyTimeout bounds how long an instance may take to begin an answer.
+const proxyTimeout = time.Minute
+
+// proxy passes requests on to an instance's own pages; the workload is not shown who has asked for them.
+func (s *Server) proxy(a huma.API, hub *instance.Hub) {
+	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout}
+	prefix := instancesPath + "/{name}/proxy/"
+	op := described("GET "+prefix+"{path}", "an instance's own pages; all methods are passed on")
+	op.Responses["200"] = asText()
+	a.OpenAPI().AddOperation(&op)
+	s.mux.HandleFunc(prefix+"{path...}", func(w http.ResponseWriter, r *http.Request) {
+		port, err := hub.Port(r.PathValue("name"))
+		if err != nil {
+			http.Error(w, content.Line(err), statusOf(err))
+			return
+		}
+		to := url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(port)}
+		(&httputil.ReverseProxy{Transport: transport, Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Path, p.Out.URL.RawPath = "/"+r.PathValue("path"), ""
+			p.SetURL(&to)
+			p.Out.Header.Del("Authorization")
+			p.SetXForwarded()
+		}}).ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,138 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/instance/process"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// hydrate makes the folder of data what was put away last, or the tree that the instance begins with, or empty.
+func (i *hosted) hydrate(ctx context.Context, e entry) error {
+	base, body, err := i.own(ctx)
+	if err != nil {
+		return err
+	}
+	var root fetch.Root
+	switch {
+	case body.Head != nil:
+		root = fetch.Root{Head: *body.Head, Lineage: body.Lineage, Envelope: base.Sealed, As: []content.Ref{{Kind: content.KindInstance, Name: i.name}}}
+	case e.Spec.Tree() != "":
+		if root, err = i.hub.cfg.Library.TreeRoot(ctx, e.Spec.Tree()); err != nil {
+			return err
+		}
+	default:
+		return i.begin(e)
+	}
+	i.Update(func(v *operations.View) { v.Total = root.Head.Root.Size })
+	if err := os.Remove(filepath.Join(i.dir, stowedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	said, err := i.hub.cfg.Library.Harvest(ctx, i, root, i.data())
+	for _, text := range said {
+		i.hub.cfg.Log.Warn("not all of an instance's data can be had here", "name", i.name, "what", text)
+	}
+	if err != nil {
+		return err
+	}
+	return i.reachable(e)
+}
+
+// begin makes an empty folder, of who is to work in it.
+func (i *hosted) begin(e entry) error {
+	if err := durable.MkdirAll(i.data(), 0o700); err != nil {
+		return err
+	}
+	if err := process.Give(i.data(), e.Spec.User); err != nil {
+		return err
+	}
+	return i.reachable(e)
+}
+
+// reachable lets another user than the node's through to the data; what else is there has modes of its own.
+func (i *hosted) reachable(e entry) error {
+	if e.Spec.User == "" {
+		return nil
+	}
+	for _, dir := range []string{i.dir, i.hub.cfg.Dir} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	for dir := filepath.Dir(i.hub.cfg.Dir); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&0o001 == 0 {
+			return fmt.Errorf("%w: user %s can't get to %s through %s: chmod o+x that folder, or choose another with --instance-dir", content.ErrForbidden, e.Spec.User, i.data(), dir)
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
+}
+
+// dehydrate stores what the workload has, and has the record say so.
+func (i *hosted) dehydrate(ctx context.Context, e entry) error {
+	_, body, err := i.own(ctx) // before much is read and sent
+	if err != nil {
+		return err
+	}
+	stored, now, err := i.hub.cfg.Library.Stow(ctx, i, i.data(), e.Spec.Scope(i.hub.cfg.Farm), lineage(i.hub.cfg.Codec, body), loadStowed(i.dir))
+	if err != nil {
+		return err
+	}
+	if err := saveStowed(i.dir, now); err != nil { // a second try reads it all again
+		i.hub.cfg.Log.Warn("what an instance's files have become is not remembered", "name", i.name, "err", err)
+	}
+	base, body, err := i.own(ctx)
+	if err != nil {
+		return err
+	}
+	saved := i.hub.cfg.Now()
+	body.Lineage, body.Head, body.Saved = lineage(i.hub.cfg.Codec, body), &stored.Head, saved.UnixMilli()
+	if err := i.commit(ctx, base, body); err != nil {
+		return err
+	}
+	return i.change(func(e *entry) error {
+		e.Root, e.Saved = rootOf(i.hub.cfg.Codec, body), saved
+		return nil
+	})
+}
+
+// lineage is that of what is put away behind what a record has.
+func lineage(codec *content.Codec, body catalog.Instance) []content.CID {
+	if body.Head == nil {
+		return nil
+	}
+	all := slices.Concat([]content.CID{rootOf(codec, body)}, body.Lineage)
+	return all[:min(len(all), content.LineageMax)]
+}
+
+// recall finds out what the files are that were just written, so that those which stay as they are need not be read when
+// they are put away.
+func (i *hosted) recall(ctx context.Context) {
+	if _, err := os.Stat(filepath.Join(i.dir, stowedFile)); err == nil {
+		return
+	}
+	now, err := i.hub.cfg.Library.Recall(ctx, i.data())
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		err = saveStowed(i.dir, now)
+	}
+	if err != nil {
+		i.hub.cfg.Log.Warn("the files of an instance will be read once more when they are put away", "name", i.name, "err", err)
+	}
+}

@@ -1,0 +1,321 @@
+// Package instance is the hub of a node: it provisions workloads whose state comes from the mesh and goes back to it. What
+// becomes of an instance is for package state to say; here each step is logged before it is done, and is done again after a
+// crash. One goroutine drives an instance, and alone does its steps.
+package instance
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/instance/state"
+	"github.com/grangemesh/grange/node/instance/terms"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Config is what a Hub works with.
+type Config struct {
+	// Dir has a folder for each instance.
+	Dir string
+	// First and Last are the ports that instances are given.
+	First, Last int
+	// Provisions and Hydrations are how many steps of each kind are done at once; with 0 each is done as it comes, and
+	// who asks waits for it.
+	Provisions, Hydrations int
+	Limits                 Limits
+	// Self is this node, and Farm its farm; Who says how people call another.
+	Self trust.PublicKey
+	Farm string
+	Who  func(trust.PublicKey) string
+	// Registry has the records of instances.
+	Registry Registry
+	// Library writes trees into folders, and stores what is in folders.
+	Library    Library
+	Operations *operations.Operations
+	Codec      *content.Codec
+	Now        func() time.Time
+	Log        *slog.Logger
+}
+
+// Registry reads and writes records of instances.
+type Registry interface {
+	// Instance returns the record of a name, as the origin or several members have it now; content.ErrNotFound where
+	// there is none, with a deleted one if there was.
+	Instance(ctx context.Context, name string) (catalog.Record, error)
+	Instances(ctx context.Context) []catalog.Record
+	// Commit writes a record in place of base, nil where there is none, for a farm or the whole mesh. A record that another
+	// has replaced is content.ErrConflict.
+	Commit(ctx context.Context, name string, base *catalog.Record, farm string, body []byte) (catalog.Record, error)
+	Delete(ctx context.Context, base catalog.Record) error
+}
+
+// Library is package images, as far as a Hub needs it.
+type Library interface {
+	TreeRoot(ctx context.Context, name string) (fetch.Root, error)
+	Harvest(ctx context.Context, op images.Updater, root fetch.Root, dir string) (said []string, err error)
+	Stow(ctx context.Context, op images.Updater, dir string, scope content.Scope, lineage []content.CID, was images.Stowed) (catalog.Image, images.Stowed, error)
+	Recall(ctx context.Context, dir string) (images.Stowed, error)
+}
+
+// Hub has the instances of a node. Use: New, Run. Safe for concurrent use.
+type Hub struct {
+	cfg        Config
+	provisions pool
+	hydrations pool
+	recalls    pool
+	ports      sync.Mutex // held while one is given
+
+	mu      sync.Mutex // guards what follows
+	all     map[string]*hosted
+	broken  map[string]error // by folder: what can't be read
+	drivers *errgroup.Group  // nil until Run, and once it ends
+	ctx     context.Context  // of the drivers
+}
+
+// New reads which instances there are; none is touched before Run.
+func New(cfg Config) (*Hub, error) {
+	h := &Hub{cfg: cfg, provisions: newPool(cfg.Provisions), hydrations: newPool(cfg.Hydrations), recalls: newPool(1), all: map[string]*hosted{}, broken: map[string]error{}}
+	folders, err := os.ReadDir(cfg.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return h, nil
+	}
+	for _, f := range folders {
+		dir := filepath.Join(cfg.Dir, f.Name())
+		e, err := load(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it was being made, or removed
+			err = os.Remove(dir)
+		case err == nil && content.Segment(e.Name) != f.Name():
+			err = fmt.Errorf("%s is of an instance %q: %w", dir, e.Name, content.ErrCorrupt)
+		case err == nil:
+			h.all[e.Name] = newHosted(h, e)
+		}
+		if err != nil {
+			h.broken[f.Name()] = err
+			cfg.Log.Error("an instance is left alone, and what it has is kept", "folder", dir, "err", err)
+		}
+	}
+	return h, err
+}
+
+// Run drives the instances until ctx ends; their workloads go on.
+func (h *Hub) Run(ctx context.Context) error {
+	drivers, driving := errgroup.WithContext(ctx)
+	h.mu.Lock()
+	h.ctx, h.drivers = driving, drivers
+	for _, i := range h.all {
+		h.drive(i)
+	}
+	h.mu.Unlock()
+	<-ctx.Done()
+	h.mu.Lock()
+	h.drivers = nil
+	h.mu.Unlock()
+	return drivers.Wait()
+}
+
+// drive begins to drive an instance. Called with mu.
+func (h *Hub) drive(i *hosted) {
+	ctx := h.ctx
+	h.drivers.Go(func() error {
+		i.run(ctx)
+		return nil
+	})
+}
+
+// dir is the folder of an instance.
+func (h *Hub) dir(name string) string { return filepath.Join(h.cfg.Dir, content.Segment(name)) }
+
+// get returns an instance that is here; nil where it is not.
+func (h *Hub) get(name string) *hosted {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.all[name]
+}
+
+// drop forgets an instance that is here no more.
+func (h *Hub) drop(i *hosted) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.all, i.name)
+	if err := os.Remove(filepath.Join(h.dir(i.name), entryFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Remove(h.dir(i.name))
+}
+
+func (h *Hub) snapshot() []*hosted {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Values(h.all))
+}
+
+// List returns the instances of this node, by name.
+func (h *Hub) List() []terms.View {
+	out := []terms.View{}
+	for _, i := range h.snapshot() {
+		out = append(out, i.view())
+	}
+	slices.SortFunc(out, func(a, b terms.View) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Everywhere returns the mesh's instances, by name: this node's as they are, others' as their records say.
+func (h *Hub) Everywhere(ctx context.Context) ([]terms.View, error) {
+	out := h.List()
+	here := len(out)
+	for _, r := range h.cfg.Registry.Instances(ctx) {
+		if _, ok := slices.BinarySearchFunc(out[:here], r.Name, func(v terms.View, name string) int { return cmp.Compare(v.Name, name) }); !ok {
+			out = append(out, h.recorded(r))
+		}
+	}
+	slices.SortFunc(out, func(a, b terms.View) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// Get returns an instance: of this node, or as its record says.
+func (h *Hub) Get(ctx context.Context, name string) (terms.View, error) {
+	if err := content.CheckName(name); err != nil {
+		return terms.View{}, err
+	}
+	if i := h.get(name); i != nil {
+		return i.view(), nil
+	}
+	r, err := h.cfg.Registry.Instance(ctx, name)
+	if err != nil {
+		return terms.View{}, fmt.Errorf("instance %q: %w", name, err)
+	}
+	return h.recorded(r), nil
+}
+
+// recorded is an instance that is not here.
+func (h *Hub) recorded(r catalog.Record) terms.View {
+	v := terms.View{Name: r.Name, State: state.Unprovisioned, Since: r.SignedAt, Farm: r.Farm}
+	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
+	if err == nil {
+		v.Spec, err = terms.Decode(body.Spec)
+	}
+	if err != nil {
+		v.Detail = content.Line(err)
+		return v
+	}
+	v.Epoch, v.Saved, v.Root = body.Epoch, body.SavedAt(), rootOf(h.cfg.Codec, body)
+	if body.State == catalog.Attached {
+		v.State, v.Node = state.Provisioned, h.cfg.Who(body.Holder)
+	}
+	return v
+}
+
+// Do has something done about an instance: the request counts for Provision alone. It returns what it is at once, and the
+// operation that is at it; none where it is so already. What was asked for before and is under way is joined.
+func (h *Hub) Do(ctx context.Context, name string, e state.Event, req terms.Request) (v terms.View, op operations.View, err error) {
+	if err := content.CheckName(name); err != nil {
+		return v, op, err
+	}
+	var i *hosted
+	for again := true; again; again = errors.Is(err, errGone) {
+		if i, err = h.asked(ctx, name, e, &req); i != nil && err == nil {
+			op, err = i.ask(e, req)
+		}
+	}
+	if err != nil {
+		return v, op, fmt.Errorf("%s instance %q: %w", e, name, err)
+	}
+	if i == nil {
+		return terms.View{Name: name, State: state.Unprovisioned, Since: h.cfg.Now()}, op, nil
+	}
+	if op.ID != "" && h.cfg.Provisions == 0 {
+		if op, err = h.cfg.Operations.Wait(ctx, op.ID); err == nil && op.State != operations.Done {
+			err = errors.New(op.Error)
+		}
+	}
+	return i.view(), op, err
+}
+
+// asked returns the instance that something is asked of; nil where nothing is to be done.
+func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.Request) (*hosted, error) {
+	if e == state.Provision && (!req.IsZero() || h.get(name) == nil) {
+		if err := h.complete(ctx, name, req); err != nil {
+			return nil, err
+		}
+	}
+	gone := false
+	if h.get(name) == nil && e == state.Obliterate { // nothing of it is here, and the record goes all the same
+		r, err := h.cfg.Registry.Instance(ctx, name)
+		if gone = errors.Is(err, content.ErrNotFound); err == nil {
+			err = h.mayObliterate(r)
+		}
+		if err != nil && !gone {
+			return nil, err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := h.all[name]
+	switch {
+	case h.drivers == nil:
+		return nil, fmt.Errorf("%w: the node is starting or stopping", content.ErrUnavailable)
+	case h.broken[content.Segment(name)] != nil:
+		return nil, h.broken[content.Segment(name)]
+	case i != nil:
+		return i, nil
+	case e == state.Deprovision, gone:
+		return nil, nil
+	case e != state.Provision && e != state.Obliterate:
+		return nil, fmt.Errorf("%w: this node does not have it", content.ErrNotFound)
+	case e == state.Provision:
+		if err := h.admit(req.Spec); err != nil {
+			return nil, err
+		}
+	}
+	i = newHosted(h, entry{Name: name, Spec: req.Spec, Since: h.cfg.Now()})
+	h.all[name] = i
+	h.drive(i)
+	return i, nil
+}
+
+// complete checks a request; what it does not say, the record of an instance does that was here before, or elsewhere.
+func (h *Hub) complete(ctx context.Context, name string, req *terms.Request) (err error) {
+	if req.IsZero() {
+		r, err := h.cfg.Registry.Instance(ctx, name)
+		if err != nil {
+			return fmt.Errorf("%w; say how it is run", err)
+		}
+		req.Spec, err = h.specOf(r)
+		return err
+	}
+	req.Spec, err = req.Spec.WithDefaults()
+	return err
+}
+
+// Port returns the port of an instance that runs.
+func (h *Hub) Port(name string) (int, error) {
+	i := h.get(name)
+	if i == nil {
+		return 0, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+	}
+	e, _ := i.now()
+	switch {
+	case e.State != state.Provisioned:
+		return 0, fmt.Errorf("instance %q: %w: it is %s", name, content.ErrUnavailable, e.State)
+	case e.Port == 0:
+		return 0, fmt.Errorf("instance %q: %w: it listens nowhere", name, content.ErrNotFound)
+	}
+	return e.Port, nil
+}

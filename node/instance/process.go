@@ -1,0 +1,203 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/grangemesh/grange/node/instance/process"
+	"github.com/grangemesh/grange/node/instance/terms"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// pathDefault is where programs are looked for.
+	pathDefault = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	// markName is the variable by which processes are known to be an instance's, whoever has started them.
+	markName = "GRANGE_INSTANCE_DIR"
+	// readyAtFirst and readyAtMost are how often it is looked whether a workload is ready.
+	readyAtFirst, readyAtMost = 20 * time.Millisecond, time.Second
+	// notYet is how a compaction ends that is under way: EX_TEMPFAIL of sysexits.h.
+	notYet = 75
+	// compactEvery is how often one is asked for that is under way, and compactMost how long it may take.
+	compactEvery, compactMost = time.Second, 30 * time.Minute
+)
+
+func (i *hosted) mark() string { return markName + "=" + i.dir }
+
+func (i *hosted) places(e entry) terms.Places {
+	return terms.Places{Name: e.Name, Data: i.data(), Config: filepath.Join(i.dir, configFile), Port: e.Port}
+}
+
+// environment is all that a process of the instance has.
+func (i *hosted) environment(e entry) []string {
+	env := []string{"PATH=" + pathDefault, "HOME=" + i.data(), "LANG=C.UTF-8", "GRANGE_INSTANCE=" + e.Name, "GRANGE_DATA=" + i.data(), i.mark()}
+	if e.Port != 0 {
+		env = append(env, "GRANGE_PORT="+strconv.Itoa(e.Port))
+	}
+	return append(env, i.places(e).Fill(e.Spec.Env)...)
+}
+
+// start starts the workload, unless it runs. One that an earlier try has started, and not noted, is ended before.
+func (i *hosted) start(e entry) error {
+	if i.proc != nil {
+		return nil
+	}
+	if err := process.Sweep(i.mark()); err != nil {
+		return err
+	}
+	cfg, err := i.command(e, e.Spec.Command)
+	if err == nil {
+		err = i.configure(e)
+	}
+	if err != nil {
+		return err
+	}
+	p, err := process.Start(cfg)
+	if err != nil {
+		return err
+	}
+	i.proc = p
+	return i.change(func(e *entry) error { e.Process = &p.ID; return nil })
+}
+
+// command is a command of the instance, as it is to be run.
+func (i *hosted) command(e entry, command []string) (process.Config, error) {
+	limits, err := e.Spec.Limits()
+	return process.Config{
+		Command: i.places(e).Fill(command), Dir: i.data(), Env: i.environment(e), User: e.Spec.User, Limits: limits, Log: filepath.Join(i.dir, logFile),
+	}, err
+}
+
+// configure writes the workload's config file, with what its places stand for.
+func (i *hosted) configure(e entry) error {
+	if e.Spec.Config == "" {
+		return nil
+	}
+	b, err := os.ReadFile(e.Spec.Config)
+	if err != nil {
+		return fmt.Errorf("config: %w: %w", content.ErrInvalid, err)
+	}
+	path := filepath.Join(i.dir, configFile)
+	if err := os.WriteFile(path, []byte(i.places(e).Fill([]string{string(b)})[0]), 0o600); err != nil {
+		return err
+	}
+	return process.Give(path, e.Spec.User)
+}
+
+// await returns once the workload is ready.
+func (i *hosted) await(ctx context.Context, e entry) error {
+	if i.proc == nil {
+		return fmt.Errorf("it has ended before it was ready%s", i.lastWords())
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, e.Spec.Patience(), fmt.Errorf("it was not ready within %v%s", e.Spec.Patience(), i.lastWords()))
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := i.proc.Wait(ctx); ctx.Err() == nil {
+			end(fmt.Errorf("it has ended before it was ready: %w%s", errors.Join(err), i.lastWords()))
+		}
+	}()
+	defer func() { end(nil); <-ended }()
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = readyAtFirst, readyAtMost
+	for {
+		err := i.look(ctx, e)
+		if err == nil && ctx.Err() == nil {
+			return nil
+		}
+		timer := time.NewTimer(b.NextBackOff())
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// look is nil once the workload is ready.
+func (i *hosted) look(ctx context.Context, e entry) error {
+	how, path := e.Spec.ReadyWhen()
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(e.Port))
+	ctx, cancel := context.WithTimeout(ctx, readyAtMost)
+	defer cancel()
+	switch how {
+	case "tcp":
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	case "http":
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode/100 != 2 {
+			return fmt.Errorf("GET %s: %s", path, resp.Status)
+		}
+	}
+	return nil
+}
+
+// stop ends the workload, and all that it has started.
+func (i *hosted) stop(ctx context.Context, e entry) error {
+	if i.proc == nil {
+		if i.adopt(); i.proc == nil && e.Process != nil {
+			if _, err := process.Adopt(*e.Process, ""); !errors.Is(err, content.ErrNotFound) {
+				return fmt.Errorf("whether process %d runs can't be told: %w", e.Process.PID, err)
+			}
+		}
+	}
+	if i.proc != nil {
+		if err := i.proc.Stop(ctx, e.Spec.GraceTime()); err != nil {
+			return fmt.Errorf("process %d can't be stopped: %w", i.proc.PID, err)
+		}
+	}
+	if err := process.Sweep(i.mark()); err != nil {
+		return err
+	}
+	return i.ended()
+}
+
+// compact has the workload make itself small.
+func (i *hosted) compact(ctx context.Context, e entry) error {
+	if len(e.Spec.Compact) == 0 || i.proc == nil {
+		return nil
+	}
+	cfg, err := i.command(e, e.Spec.Compact)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, compactMost, fmt.Errorf("it did not make itself small within %v", compactMost))
+	defer cancel()
+	for {
+		status, err := process.Run(ctx, cfg)
+		switch {
+		case err != nil:
+			return err
+		case status == 0:
+			return nil
+		case status != notYet:
+			return fmt.Errorf("%s has ended with %d%s", cfg.Command[0], status, i.lastWords())
+		case !i.wait(ctx, compactEvery, nil):
+			return context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,167 @@
+package instance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/grangemesh/grange/node/instance/terms"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// claimTries bounds how often a claim is tried whose record others replace meanwhile.
+const claimTries = 3
+
+// record returns the record of the instance; there is none where the body is zero, and r is what is written over.
+func (i *hosted) record(ctx context.Context) (r *catalog.Record, body catalog.Instance, err error) {
+	got, err := i.hub.cfg.Registry.Instance(ctx, i.name)
+	switch {
+	case errors.Is(err, content.ErrNotFound) && got.Tombstone:
+		return &got, body, nil
+	case errors.Is(err, content.ErrNotFound):
+		return nil, body, nil
+	case err != nil:
+		return nil, body, err
+	}
+	body, err = catalog.DecodeInstance(i.hub.cfg.Codec, got.Body)
+	return &got, body, err
+}
+
+// isMine reports whether a record names this node by what the entry has claimed.
+func (e entry) isMine(i *hosted, body catalog.Instance) bool {
+	return body.State == catalog.Attached && body.Holder == i.hub.cfg.Self && body.Incarnation == e.Incarnation && e.Incarnation != 0
+}
+
+// claim has the record name this node.
+func (i *hosted) claim(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := i.claimOnce(ctx)
+		if !errors.Is(err, content.ErrConflict) || errors.Is(err, content.Held) || errors.Is(err, content.Differs) || try == claimTries {
+			return err
+		}
+	}
+}
+
+func (i *hosted) claimOnce(ctx context.Context) error {
+	base, body, err := i.record(ctx)
+	if err != nil {
+		return err
+	}
+	e, _ := i.now()
+	there := body.ID != catalog.InstanceID{}
+	switch {
+	case there && e.isMine(i, body):
+		return nil
+	case there && body.State == catalog.Attached && !e.Takeover:
+		return i.held(*base, body)
+	case there && e.Spec.From != "" && body.From != e.Spec.From:
+		return fmt.Errorf("%w: it was provisioned from %q first, not from %q; choose another name, or obliterate it", content.Differs, body.From, e.Spec.From)
+	case !there:
+		rand.Read(body.ID[:])
+		body.From = e.Spec.From
+	}
+	if body.Spec, err = e.Spec.Encode(); err != nil {
+		return err
+	}
+	body.Epoch, body.Incarnation, body.Holder, body.State = body.Epoch+1, random(), i.hub.cfg.Self, catalog.Attached
+	err = i.change(func(e *entry) error {
+		e.ID, e.Epoch, e.Incarnation, e.Saved, e.Root = body.ID, body.Epoch, body.Incarnation, body.SavedAt(), rootOf(i.hub.cfg.Codec, body)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return i.commit(ctx, base, body)
+}
+
+// held is why an instance can't be had.
+func (i *hosted) held(r catalog.Record, body catalog.Instance) error {
+	saved := "never"
+	if t := body.SavedAt(); !t.IsZero() {
+		saved = t.UTC().Format("2006-01-02T15:04:05Z")
+	}
+	return fmt.Errorf("%w: %s has it since %s, and what it has was put away last: %s; deprovision it there, or --takeover goes on with what was put away, and what that node has stays there",
+		content.Held, i.hub.cfg.Who(body.Holder), r.SignedAt.UTC().Format("2006-01-02T15:04:05Z"), saved)
+}
+
+func (i *hosted) commit(ctx context.Context, base *catalog.Record, body catalog.Instance) error {
+	b, err := body.Encode(i.hub.cfg.Codec)
+	if err != nil {
+		return err
+	}
+	e, _ := i.now()
+	_, err = i.hub.cfg.Registry.Commit(ctx, i.name, base, e.Spec.Scope(i.hub.cfg.Farm).Farm(), b)
+	return err
+}
+
+// own returns the record, which names this node; ErrFenced where it names another.
+func (i *hosted) own(ctx context.Context) (*catalog.Record, catalog.Instance, error) {
+	base, body, err := i.record(ctx)
+	if err != nil {
+		return nil, body, err
+	}
+	switch e, _ := i.now(); {
+	case body.ID == catalog.InstanceID{}:
+		return nil, body, fmt.Errorf("%w: it was obliterated", content.ErrFenced)
+	case !e.isMine(i, body):
+		return nil, body, fmt.Errorf("%w: %s has it by now, with epoch %d, and this node had epoch %d", content.ErrFenced, i.hub.cfg.Who(body.Holder), body.Epoch, e.Epoch)
+	}
+	return base, body, nil
+}
+
+// release has the record name nobody, if it names this node.
+func (i *hosted) release(ctx context.Context) error {
+	base, body, err := i.own(ctx)
+	if errors.Is(err, content.ErrFenced) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	body.State = catalog.Released
+	return i.commit(ctx, base, body)
+}
+
+// forget deletes the record.
+func (i *hosted) forget(ctx context.Context) error {
+	base, body, err := i.record(ctx)
+	if err != nil || body.ID == (catalog.InstanceID{}) {
+		return err
+	}
+	if e, _ := i.now(); body.State == catalog.Attached && !e.isMine(i, body) {
+		return fmt.Errorf("%w: %s has it", content.ErrFenced, i.hub.cfg.Who(body.Holder))
+	}
+	return i.hub.cfg.Registry.Delete(ctx, *base)
+}
+
+// rootOf is the tree that an instance has put away; zero for none.
+func rootOf(codec *content.Codec, body catalog.Instance) content.CID {
+	if body.Head == nil {
+		return content.CID{}
+	}
+	b, err := body.Head.Root.Encode(codec)
+	if err != nil {
+		return content.CID{}
+	}
+	return b.CID()
+}
+
+// mayObliterate fails for a name whose instance another node runs.
+func (h *Hub) mayObliterate(r catalog.Record) error {
+	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
+	if err == nil && body.State == catalog.Attached && body.Holder != h.cfg.Self {
+		err = fmt.Errorf("%w: %s has it: obliterate it there, or provision it here with --takeover before", content.Held, h.cfg.Who(body.Holder))
+	}
+	return err
+}
+
+// specOf is how the instance of a record is run.
+func (h *Hub) specOf(r catalog.Record) (terms.Spec, error) {
+	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
+	if err != nil {
+		return terms.Spec{}, err
+	}
+	return terms.Decode(body.Spec)
+}

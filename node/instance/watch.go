@@ -1,0 +1,162 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/grangemesh/grange/node/instance/process"
+	"github.com/grangemesh/grange/node/instance/state"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// lookEvery is how often it is looked whether a workload is used, and how much it has said.
+	lookEvery = 5 * time.Second
+	// ownedEvery is how often it is looked whether the record still names this node: 100 instances ask twice a second.
+	ownedEvery = 50 * time.Second
+	// steadyAfter is how long a workload has to run until earlier crashes count no more.
+	steadyAfter = 10 * time.Minute
+	// recallAfter is how long files are left alone that were just written: a stamp tells later changes from it on.
+	recallAfter = 3 * time.Second
+)
+
+// rest waits until something is to be done about an instance that is in a state to stay in.
+func (i *hosted) rest(ctx context.Context, e entry, changed <-chan struct{}) {
+	switch e.State {
+	case state.Provisioned:
+		i.watch(ctx, e, changed)
+	case state.Crashed:
+		if i.wait(ctx, pause(e.Crashes)-i.hub.cfg.Now().Sub(e.Since), changed) {
+			i.happens(state.Due, nil)
+		}
+	case state.Hibernated:
+		if i.wait(ctx, ownedEvery, changed) && i.taken(ctx) {
+			return
+		}
+		if idle := e.Spec.Idle.Duration(); idle > 0 && i.hub.cfg.Now().Sub(e.Since) > idle {
+			i.happens(state.Idle, nil)
+		}
+	default:
+		i.wait(ctx, ownedEvery, changed)
+	}
+}
+
+// happens is on for what nobody waits for.
+func (i *hosted) happens(ev state.Event, why error) {
+	if err := i.on(ev, why); err != nil {
+		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "event", ev, "err", err)
+		i.wait(i.hub.ctx, logAgain, nil)
+	}
+}
+
+// watch watches a workload that runs.
+func (i *hosted) watch(ctx context.Context, e entry, changed <-chan struct{}) {
+	if i.proc == nil && !i.found(ctx, e) {
+		return
+	}
+	ctx, stop := context.WithCancel(ctx)
+	var learning atomic.Bool
+	done := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() { ended <- i.proc.Wait(ctx) }()
+	defer func() {
+		stop()
+		if learning.Load() {
+			<-done
+		}
+		<-ended
+	}()
+	tick, owned, recall := time.NewTicker(lookEvery), time.NewTicker(ownedEvery), time.After(recallAfter)
+	defer tick.Stop()
+	defer owned.Stop()
+	used := i.hub.cfg.Now()
+	for {
+		select {
+		case <-changed:
+			return
+		case <-ctx.Done():
+			return
+		case err := <-ended:
+			ended <- nil
+			if ctx.Err() == nil {
+				i.crashed(err)
+			}
+			return
+		case <-recall:
+			learning.Store(true)
+			go func() { defer close(done); i.hub.recalls.do(ctx, func() error { i.recall(ctx); return nil }) }()
+		case <-owned.C:
+			if i.taken(ctx) {
+				return
+			}
+		case <-tick.C:
+			used = i.tick(e, used)
+		}
+	}
+}
+
+// tick looks at a workload that runs, and returns when it was used last.
+func (i *hosted) tick(e entry, used time.Time) time.Time {
+	now := i.hub.cfg.Now()
+	if err := rotate(i.dir); err != nil {
+		i.hub.cfg.Log.Warn("the log of an instance grows", "name", i.name, "err", err)
+	}
+	if e.Crashes > 0 && now.Sub(e.Since) > steadyAfter {
+		i.happens(state.Steady, nil)
+	}
+	idle := e.Spec.Idle.Duration()
+	if idle == 0 {
+		return now
+	}
+	if busy, err := isUsed(e.Port); err != nil || busy {
+		return now
+	}
+	if now.Sub(used) > idle {
+		i.happens(state.Idle, nil)
+	}
+	return used
+}
+
+// found adopts a process that is not known here yet; it reports false where there is none to watch.
+func (i *hosted) found(ctx context.Context, e entry) bool {
+	if e.Process == nil {
+		i.crashed(nil)
+		return false
+	}
+	p, err := process.Adopt(*e.Process, "")
+	switch {
+	case err == nil:
+		i.proc = p
+		return true
+	case errors.Is(err, content.ErrNotFound):
+		i.crashed(nil)
+	default: // it may run: nothing is done about it
+		i.wait(ctx, lookEvery, nil)
+	}
+	return false
+}
+
+// crashed notes that a workload has ended by itself.
+func (i *hosted) crashed(how error) {
+	if how == nil {
+		how = errors.New("it has ended")
+	}
+	i.hub.cfg.Log.Warn("the workload of an instance has ended by itself", "name", i.name, "how", how)
+	if err := i.ended(); err != nil {
+		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "err", err)
+	}
+	i.happens(state.Exited, how)
+}
+
+// taken looks whether the record still names this node; where that can't be told it does.
+func (i *hosted) taken(ctx context.Context) bool {
+	_, _, err := i.own(ctx)
+	if !errors.Is(err, content.ErrFenced) {
+		return false
+	}
+	i.hub.cfg.Log.Error("an instance is another node's by now; what it has here stays", "name", i.name, "err", err)
+	i.happens(state.Fenced, err)
+	return true
+}

@@ -1,0 +1,81 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"path/filepath"
+	"runtime"
+
+	"github.com/grangemesh/grange/node/instance"
+	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Instances say how instances are run.
+type Instances struct {
+	// Dir has what they have; "" is a folder in the node's own.
+	Dir string
+	// First and Last are the ports that they are given.
+	First, Last int
+	// Provisions and Hydrations are how many steps of each kind are done at once; nil is a quarter of the processors, two at
+	// least, and 0 has who asks wait until all is done.
+	Provisions, Hydrations *int
+	Limits                 instance.Limits
+}
+
+const (
+	// firstPort and lastPort are where nothing else is, as a rule: above what services have, and below what Linux takes for
+	// outgoing connections.
+	firstPort, lastPort = 20_000, 29_999
+	// stepsLeast is the least number of steps of each kind.
+	stepsLeast = 2
+)
+
+func steps(n *int) int {
+	if n == nil {
+		return max(runtime.NumCPU()/4, stepsLeast)
+	}
+	return *n
+}
+
+func (n *Node) openInstances(context.Context) (err error) {
+	c := n.cfg.Instances
+	n.Instances, err = instance.New(instance.Config{
+		Dir: cmp.Or(c.Dir, filepath.Join(n.cfg.Dir, "instances")), First: cmp.Or(c.First, firstPort), Last: cmp.Or(c.Last, lastPort),
+		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits,
+		Self: n.identity.Public(), Farm: n.Farm(), Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() },
+		Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+	})
+	return err
+}
+
+// runInstances drives instances, in a node that has any.
+func (n *Node) runInstances(ctx context.Context) error {
+	if n.Instances == nil {
+		return nil
+	}
+	return n.Instances.Run(ctx)
+}
+
+// workloads is the instance.Registry of this node.
+type workloads struct{ names *records.Names }
+
+func (x workloads) Instance(ctx context.Context, name string) (catalog.Record, error) {
+	k, err := x.names.Lookup(ctx, content.KindInstance, name, true)
+	return k.Record, err
+}
+
+func (x workloads) Instances(ctx context.Context) []catalog.Record {
+	return listed(ctx, x.names, content.KindInstance, "")
+}
+
+func (x workloads) Commit(ctx context.Context, name string, base *catalog.Record, farm string, body []byte) (catalog.Record, error) {
+	return x.names.Commit(ctx, catalog.Change{Kind: content.KindInstance, Name: name, Farm: farm, Base: base, Body: body})
+}
+
+func (x workloads) Delete(ctx context.Context, base catalog.Record) error {
+	_, err := x.names.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
+	return err
+}
