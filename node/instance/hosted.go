@@ -140,7 +140,7 @@ func (i *hosted) follow(ctx context.Context, ev state.Event, op *operations.Oper
 	i.mu.Unlock()
 	for {
 		e, changed := i.now()
-		if e.IsStable() {
+		if e.IsStable() || e.Undoing && e.Tries > 0 { // what can't be taken back yet is tried on
 			return reached(ev, e)
 		}
 		select {

@@ -80,12 +80,14 @@ type Hub struct {
 	hydrations pool
 	recalls    pool
 	ports      sync.Mutex // held while one is given
+	admitting  sync.Mutex // held while another instance is let in
 
-	mu      sync.Mutex // guards what follows
+	broken map[string]error // by folder: what can't be read
+
+	mu      sync.Mutex // guards what follows; nobody waits for anything who holds it
 	all     map[string]*hosted
-	broken  map[string]error // by folder: what can't be read
-	drivers *errgroup.Group  // nil until Run, and once it ends
-	ctx     context.Context  // of the drivers
+	drivers *errgroup.Group // nil until Run, and once it ends
+	ctx     context.Context // of the drivers
 }
 
 // New reads which instances there are; none is touched before Run.
@@ -150,14 +152,16 @@ func (h *Hub) get(name string) *hosted {
 }
 
 // drop forgets an instance that is here no more.
-func (h *Hub) drop(i *hosted) error {
+func (h *Hub) drop(i *hosted) (err error) {
+	for _, path := range []string{filepath.Join(i.dir, entryFile), i.dir} {
+		if failed := os.Remove(path); !errors.Is(failed, fs.ErrNotExist) {
+			err = errors.Join(err, failed)
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.all, i.name)
-	if err := os.Remove(filepath.Join(h.dir(i.name), entryFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.Remove(h.dir(i.name))
+	return err
 }
 
 func (h *Hub) snapshot() []*hosted {
@@ -265,16 +269,14 @@ func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.
 			return nil, err
 		}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	i := h.all[name]
+	h.admitting.Lock()
+	defer h.admitting.Unlock()
+	i := h.get(name)
 	switch {
-	case h.drivers == nil:
-		return nil, fmt.Errorf("%w: the node is starting or stopping", content.ErrUnavailable)
-	case h.broken[content.Segment(name)] != nil:
-		return nil, h.broken[content.Segment(name)]
 	case i != nil:
 		return i, nil
+	case h.broken[content.Segment(name)] != nil:
+		return nil, h.broken[content.Segment(name)]
 	case e == state.Deprovision, gone:
 		return nil, nil
 	case e != state.Provision && e != state.Obliterate:
@@ -284,24 +286,46 @@ func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.
 			return nil, err
 		}
 	}
-	i = newHosted(h, entry{Name: name, Spec: req.Spec, Since: h.cfg.Now()})
-	h.all[name] = i
+	return h.host(entry{Name: name, Spec: req.Spec, Since: h.cfg.Now()})
+}
+
+// host has another instance here.
+func (h *Hub) host(e entry) (*hosted, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.drivers == nil {
+		return nil, fmt.Errorf("%w: the node is starting or stopping", content.ErrUnavailable)
+	}
+	i := newHosted(h, e)
+	h.all[e.Name] = i
 	h.drive(i)
 	return i, nil
 }
 
-// complete checks a request; what it does not say, the record of an instance does that was here before, or elsewhere.
+// complete checks a request to provision; what it does not say, the record of an instance does that was here before, or
+// elsewhere.
 func (h *Hub) complete(ctx context.Context, name string, req *terms.Request) (err error) {
-	if req.IsZero() {
-		r, err := h.cfg.Registry.Instance(ctx, name)
-		if err != nil {
-			return fmt.Errorf("%w; say how it is run", err)
+	unsaid := req.IsZero()
+	if !unsaid {
+		if req.Spec, err = req.Spec.WithDefaults(); err != nil || h.get(name) != nil {
+			return err
 		}
-		req.Spec, err = h.specOf(r)
+	}
+	r, err := h.cfg.Registry.Instance(ctx, name)
+	if errors.Is(err, content.ErrNotFound) && !unsaid {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look whether another node has it: %w", err)
+	}
+	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
+	if err == nil && unsaid {
+		req.Spec, err = terms.Decode(body.Spec)
+	}
+	if err != nil {
 		return err
 	}
-	req.Spec, err = req.Spec.WithDefaults()
-	return err
+	return h.mayClaim(r, body, *req)
 }
 
 // Port returns the port of an instance that runs.

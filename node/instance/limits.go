@@ -55,10 +55,11 @@ func (l Limits) admits(now usage, spec terms.Spec) error {
 	return nil
 }
 
-// admit fails when a limit does not let another instance in. Called with mu.
+// admit fails when a limit does not let another instance in.
 func (h *Hub) admit(spec terms.Spec) error {
-	now := usage{instances: len(h.all)}
-	for _, i := range h.all {
+	here := h.snapshot()
+	now := usage{instances: len(here)}
+	for _, i := range here {
 		if e, _ := i.now(); e.Process == nil { // what runs is in what is in use
 			now.promised += e.Spec.Memory
 		}

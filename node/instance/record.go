@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -50,16 +51,18 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 		return err
 	}
 	e, _ := i.now()
-	there := body.ID != catalog.InstanceID{}
-	switch {
+	switch there := body.ID != (catalog.InstanceID{}); {
 	case there && e.isMine(i, body):
 		return nil
-	case there && body.State == catalog.Attached && !e.Takeover:
-		return i.held(*base, body)
-	case there && e.Spec.From != "" && body.From != e.Spec.From:
-		return fmt.Errorf("%w: it was provisioned from %q first, not from %q; choose another name, or obliterate it", content.Differs, body.From, e.Spec.From)
-	case !there:
+	case there:
+		err = i.hub.mayClaim(*base, body, terms.Request{Spec: e.Spec, Takeover: e.Takeover})
+	default:
 		rand.Read(body.ID[:])
+	}
+	if err != nil {
+		return err
+	}
+	if body.Head == nil {
 		body.From = e.Spec.From
 	}
 	if body.Spec, err = e.Spec.Encode(); err != nil {
@@ -76,14 +79,20 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 	return i.commit(ctx, base, body)
 }
 
-// held is why an instance can't be had.
-func (i *hosted) held(r catalog.Record, body catalog.Instance) error {
+// mayClaim fails for an instance that can't be had, or not so.
+func (h *Hub) mayClaim(r catalog.Record, body catalog.Instance, req terms.Request) error {
+	if body.Head != nil && req.From != "" && body.From != req.From {
+		return fmt.Errorf("%w: it was provisioned from %q first, not from %q; choose another name, or obliterate it", content.Differs, body.From, req.From)
+	}
+	if body.State == catalog.Released || req.Takeover {
+		return nil
+	}
 	saved := "never"
 	if t := body.SavedAt(); !t.IsZero() {
-		saved = t.UTC().Format("2006-01-02T15:04:05Z")
+		saved = t.UTC().Format(time.RFC3339)
 	}
 	return fmt.Errorf("%w: %s has it since %s, and what it has was put away last: %s; deprovision it there, or --takeover goes on with what was put away, and what that node has stays there",
-		content.Held, i.hub.cfg.Who(body.Holder), r.SignedAt.UTC().Format("2006-01-02T15:04:05Z"), saved)
+		content.Held, h.cfg.Who(body.Holder), r.SignedAt.UTC().Format(time.RFC3339), saved)
 }
 
 func (i *hosted) commit(ctx context.Context, base *catalog.Record, body catalog.Instance) error {
@@ -111,14 +120,20 @@ func (i *hosted) own(ctx context.Context) (*catalog.Record, catalog.Instance, er
 	return base, body, nil
 }
 
-// release has the record name nobody, if it names this node.
+// release has the record name nobody, if it names this node; one that has nothing goes.
 func (i *hosted) release(ctx context.Context) error {
+	if e, _ := i.now(); e.Incarnation == 0 { // it was never claimed
+		return nil
+	}
 	base, body, err := i.own(ctx)
 	if errors.Is(err, content.ErrFenced) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if body.Head == nil {
+		return i.hub.cfg.Registry.Delete(ctx, *base)
 	}
 	body.State = catalog.Released
 	return i.commit(ctx, base, body)
@@ -155,13 +170,4 @@ func (h *Hub) mayObliterate(r catalog.Record) error {
 		err = fmt.Errorf("%w: %s has it: obliterate it there, or provision it here with --takeover before", content.Held, h.cfg.Who(body.Holder))
 	}
 	return err
-}
-
-// specOf is how the instance of a record is run.
-func (h *Hub) specOf(r catalog.Record) (terms.Spec, error) {
-	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
-	if err != nil {
-		return terms.Spec{}, err
-	}
-	return terms.Decode(body.Spec)
 }

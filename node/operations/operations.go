@@ -103,7 +103,8 @@ func New(log *slog.Logger, now func() time.Time) *Operations {
 // ErrCancelled is the cause of a context whose operation somebody has cancelled.
 var ErrCancelled = fmt.Errorf("%w: somebody has cancelled it", context.Canceled)
 
-// StartQueued is Start for work that others bound, and that holds little: any number of such may run.
+// StartQueued is Start for work that others bound, and that holds little: any number of such may run, also of one kind on
+// one target.
 func (o *Operations) StartQueued(kind, target string, work func(context.Context, *Operation) error) (View, error) {
 	return o.start(true, kind, target, work)
 }
@@ -126,7 +127,7 @@ func (o *Operations) start(queued bool, kind, target string, work func(context.C
 		if !op.queued {
 			running++
 		}
-		if op.view.Kind == kind && op.view.Target == target {
+		if !queued && op.view.Kind == kind && op.view.Target == target {
 			return View{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.Running, op.view.ID)
 		}
 	}

@@ -66,7 +66,9 @@ func (id Identity) MayRead(s content.Scope) bool {
 // farm, which is then its own; farm is "" for what belongs to the whole mesh.
 func (id Identity) MaySign(kind content.Kind, farm string) bool {
 	switch kind {
-	case content.KindVolume, content.KindSnapshot, content.KindInstance:
+	case content.KindInstance:
+		return id.Role.rank() >= RoleNode.rank() && farm != "" && farm == id.Farm || id.Role.rank() >= RolePublisher.rank() && farm == ""
+	case content.KindVolume, content.KindSnapshot:
 		return id.Role.rank() >= RoleNode.rank() && farm != "" && farm == id.Farm
 	case content.KindImage, content.KindTag, content.KindTree:
 		return id.Role.rank() >= RolePublisher.rank() && (farm == "" || farm == id.Farm)

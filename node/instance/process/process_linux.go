@@ -242,20 +242,19 @@ func look(pid int) (began uint64, session int, err error) {
 
 // Wait returns once the process has ended: how, as far as this node has started it, else nil.
 func (p *Process) Wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = p.fd.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	told := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { _ = p.fd.SetReadDeadline(time.Unix(1, 0)); close(told) })
 	raw, err := p.fd.SyscallConn()
-	if err != nil {
-		return err
+	if err == nil {
+		err = raw.Read(func(fd uintptr) bool {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(fds, 0)
+			return err == nil && n > 0
+		})
 	}
-	err = raw.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 0)
-		return err == nil && n > 0
-	})
-	if ctx.Err() != nil {
-		_ = p.fd.SetReadDeadline(time.Time{})
-		return context.Cause(ctx)
+	if !stop() {
+		<-told // a later Wait is not to find that deadline
+		return errors.Join(p.fd.SetReadDeadline(time.Time{}), context.Cause(ctx))
 	}
 	if err != nil || p.child == nil {
 		return err
@@ -289,25 +288,28 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 	}
 	patient, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	if err := p.Wait(patient); ctx.Err() != nil || patient.Err() == nil {
-		return p.sweep(ctx.Err())
-	} else if err == nil {
-		return p.sweep(nil)
+	if err := p.Wait(patient); !p.hasEnded() {
+		if ctx.Err() != nil {
+			return err
+		}
+		if err := p.Signal(unix.SIGKILL); err != nil {
+			return err
+		}
+		if err := p.Wait(ctx); !p.hasEnded() {
+			return err
+		}
 	}
-	if err := p.Signal(unix.SIGKILL); err != nil {
-		return err
-	}
-	if err := p.Wait(ctx); ctx.Err() != nil {
-		return err
-	}
-	return p.sweep(nil)
+	return p.sweep()
+}
+
+// hasEnded reports whether the process has, as far as that can be told.
+func (p *Process) hasEnded() bool {
+	now, err := idOf(p.PID)
+	return err == nil && now != p.ID || errors.Is(err, content.ErrNotFound)
 }
 
 // sweep ends what the process has left: its control group, or else its session.
-func (p *Process) sweep(err error) error {
-	if err != nil {
-		return err
-	}
+func (p *Process) sweep() (err error) {
 	if p.cgroup != "" {
 		if err = os.WriteFile(filepath.Join(p.cgroup, "cgroup.kill"), []byte("1"), 0); errors.Is(err, os.ErrNotExist) {
 			err = nil
