@@ -11,6 +11,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	instances "github.com/grangemesh/grange/node/instance/terms"
+
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -37,6 +39,12 @@ func schemaName(t reflect.Type, hint string) string {
 		return "VolumeSpec"
 	case reflect.TypeFor[Snapshot]():
 		return "Snapshot"
+	case reflect.TypeFor[Instance]():
+		return "Instance"
+	case reflect.TypeFor[Provision]():
+		return "Provision"
+	case reflect.TypeFor[instances.Spec]():
+		return "InstanceSpec"
 	}
 	return huma.DefaultSchemaNamer(t, hint)
 }

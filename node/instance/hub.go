@@ -203,7 +203,7 @@ func (h *Hub) Get(ctx context.Context, name string) (terms.View, error) {
 	}
 	r, err := h.cfg.Registry.Instance(ctx, name)
 	if err != nil {
-		return terms.View{}, fmt.Errorf("instance %q: %w", name, err)
+		return terms.View{}, err
 	}
 	return h.recorded(r), nil
 }
@@ -312,10 +312,12 @@ func (h *Hub) complete(ctx context.Context, name string, req *terms.Request) (er
 		}
 	}
 	r, err := h.cfg.Registry.Instance(ctx, name)
-	if errors.Is(err, content.ErrNotFound) && !unsaid {
+	switch {
+	case errors.Is(err, content.ErrNotFound) && !unsaid:
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, content.ErrNotFound):
+		return fmt.Errorf("%w: there is none that was put away: say how it is to be run", err)
+	case err != nil:
 		return fmt.Errorf("look whether another node has it: %w", err)
 	}
 	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
