@@ -79,8 +79,8 @@ type Config struct {
 	NBD func(context.Context) (nbd.Config, error)
 	// UBLK configures the volumes' block devices; its Owner is the node's affair. Flusher
 	// says why they may hang when memory is short; nil if they don't.
-	UBLK    ublk.Config
-	Flusher error
+	UBLK      ublk.Config
+	Flusher   error
 	Instances Instances
 	// Version is shown to users.
 	Version string

@@ -23,12 +23,15 @@ type Instances struct {
 	// least, and 0 has who asks wait until all is done.
 	Provisions, Hydrations *int
 	Limits                 instance.Limits
+	// Emulator is how machines are run, as in qemu's -accel; "" is by KVM, and without where there is none.
+	Emulator string
 }
 
 const (
 	// firstPort and lastPort are where nothing else is, as a rule: above what services have, and below what Linux takes for
 	// outgoing connections.
 	firstPort, lastPort = 20_000, 29_999
+	emulatorDefault     = "kvm:tcg"
 	// stepsLeast is the least number of steps of each kind.
 	stepsLeast = 2
 )
@@ -46,7 +49,7 @@ func (n *Node) openInstances(context.Context) (err error) {
 		Dir: cmp.Or(c.Dir, filepath.Join(n.cfg.Dir, "instances")), First: cmp.Or(c.First, firstPort), Last: cmp.Or(c.Last, lastPort),
 		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits,
 		Self: n.identity.Public(), Farm: n.Farm(), Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() },
-		Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

@@ -10,14 +10,52 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/instance/process"
+	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
 
+// runtime is how a kind of workload is run. What has failed is done again.
+type runtime interface {
+	// hydrate has here what the workload works on.
+	hydrate(ctx context.Context, e entry) error
+	// command is what is started.
+	command(e entry) (process.Config, error)
+	// look is nil once the workload is ready.
+	look(ctx context.Context, e entry) error
+	// part has the workload end in its own way, before it is told to by a signal.
+	part(ctx context.Context, e entry) error
+	// dehydrate has the origin have all that the workload has written.
+	dehydrate(ctx context.Context, e entry) error
+	// remove takes away what is here beside the folder; for good, what is at the origin, too.
+	remove(ctx context.Context, e entry, forGood bool) error
+}
+
+func (i *hosted) runtime(e entry) runtime {
+	if e.Spec.Runtime == terms.VM {
+		return machine{i}
+	}
+	return folder{i}
+}
+
+// folder is a process that works in a folder, which is put away as a tree.
+type folder struct{ *hosted }
+
+func (i folder) command(e entry) (process.Config, error) {
+	if err := i.configure(e); err != nil {
+		return process.Config{}, err
+	}
+	return i.program(e, e.Spec.Command)
+}
+
+func (folder) part(context.Context, entry) error { return nil }
+
+func (folder) remove(context.Context, entry, bool) error { return nil }
+
 // hydrate makes the folder of data what was put away last, or the tree that the instance begins with, or empty.
-func (i *hosted) hydrate(ctx context.Context, e entry) error {
+func (i folder) hydrate(ctx context.Context, e entry) error {
 	base, body, err := i.own(ctx)
 	if err != nil {
 		return err
@@ -48,7 +86,7 @@ func (i *hosted) hydrate(ctx context.Context, e entry) error {
 }
 
 // begin makes an empty folder, of who is to work in it.
-func (i *hosted) begin(e entry) error {
+func (i folder) begin(e entry) error {
 	if err := durable.MkdirAll(i.data(), 0o700); err != nil {
 		return err
 	}
@@ -59,7 +97,7 @@ func (i *hosted) begin(e entry) error {
 }
 
 // reachable lets another user than the node's through to the data; what else is there has modes of its own.
-func (i *hosted) reachable(e entry) error {
+func (i folder) reachable(e entry) error {
 	if e.Spec.User == "" {
 		return nil
 	}
@@ -83,7 +121,7 @@ func (i *hosted) reachable(e entry) error {
 }
 
 // dehydrate stores what the workload has, and has the record say so.
-func (i *hosted) dehydrate(ctx context.Context, e entry) error {
+func (i folder) dehydrate(ctx context.Context, e entry) error {
 	_, body, err := i.own(ctx) // before much is read and sent
 	if err != nil {
 		return err

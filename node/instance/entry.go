@@ -42,6 +42,10 @@ type entry struct {
 	Incarnation uint64             `json:"incarnation"`
 	Port        int                `json:"port,omitempty"`
 	Process     *process.ID        `json:"process,omitempty"`
+	// Said is how long its log was when that was started.
+	Said int64 `json:"said,omitempty"`
+	// Made says that its volume is there for its sake alone.
+	Made bool `json:"made,omitempty"`
 	// Detail is what has failed last.
 	Detail string `json:"detail,omitempty"`
 	// Since is when it got into its state.

@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/node/operations"
+	disks "github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -46,7 +47,10 @@ type Config struct {
 	// Registry has the records of instances.
 	Registry Registry
 	// Library writes trees into folders, and stores what is in folders.
-	Library    Library
+	Library Library
+	// Volumes are the disks of machines; Emulator is how one runs, as in qemu's -accel.
+	Volumes    Volumes
+	Emulator   string
 	Operations *operations.Operations
 	Codec      *content.Codec
 	Now        func() time.Time
@@ -71,6 +75,14 @@ type Library interface {
 	Harvest(ctx context.Context, op images.Updater, root fetch.Root, dir string) (said []string, err error)
 	Stow(ctx context.Context, op images.Updater, dir string, scope content.Scope, lineage []content.CID, was images.Stowed) (catalog.Image, images.Stowed, error)
 	Recall(ctx context.Context, dir string) (images.Stowed, error)
+}
+
+// Volumes is package volumes, as far as a Hub needs it.
+type Volumes interface {
+	Put(ctx context.Context, name string, spec disks.Spec) (v disks.View, created bool, err error)
+	Get(name string) (disks.View, error)
+	Detach(ctx context.Context, name string, force bool) (disks.View, error)
+	Remove(ctx context.Context, name string, spec disks.RemoveSpec) error
 }
 
 // Hub has the instances of a node. Use: New, Run. Safe for concurrent use.

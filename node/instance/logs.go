@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,27 @@ func (i *hosted) lastWords() string {
 		return "; it said last: " + text
 	}
 	return ""
+}
+
+// hasSaid is nil once a workload has said something, behind so many bytes of its log; or in all of it, where that was begun
+// anew.
+func (i *hosted) hasSaid(behind int64, what string) error {
+	f, err := os.Open(filepath.Join(i.dir, logFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() >= behind {
+		_, err = f.Seek(behind, io.SeekStart)
+		if err != nil {
+			return err
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, logMax))
+	if err == nil && !bytes.Contains(b, []byte(what)) {
+		err = fmt.Errorf("it has not said %q", what)
+	}
+	return err
 }
 
 // Logs writes the last bytes of what an instance has said, all of its log with 0, and with follow what it says from then on

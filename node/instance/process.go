@@ -54,10 +54,11 @@ func (i *hosted) start(e entry) error {
 	if err := process.Sweep(i.mark()); err != nil {
 		return err
 	}
-	cfg, err := i.command(e, e.Spec.Command)
-	if err == nil {
-		err = i.configure(e)
+	said := int64(0)
+	if info, err := os.Stat(filepath.Join(i.dir, logFile)); err == nil {
+		said = info.Size()
 	}
+	cfg, err := i.runtime(e).command(e)
 	if err != nil {
 		return err
 	}
@@ -66,11 +67,11 @@ func (i *hosted) start(e entry) error {
 		return err
 	}
 	i.proc = p
-	return i.change(func(e *entry) error { e.Process = &p.ID; return nil })
+	return i.change(func(e *entry) error { e.Process, e.Said = &p.ID, said; return nil })
 }
 
-// command is a command of the instance, as it is to be run.
-func (i *hosted) command(e entry, command []string) (process.Config, error) {
+// program is a command of the instance, as it is to be run.
+func (i *hosted) program(e entry, command []string) (process.Config, error) {
 	limits, err := e.Spec.Limits()
 	return process.Config{
 		Command: i.places(e).Fill(command), Dir: i.data(), Env: i.environment(e), User: e.Spec.User, Limits: limits, Log: filepath.Join(i.dir, logFile),
@@ -112,7 +113,7 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = readyAtFirst, readyAtMost
 	for {
-		err := i.look(ctx, e)
+		err := i.runtime(e).look(ctx, e)
 		if err == nil && ctx.Err() == nil {
 			return nil
 		}
@@ -128,7 +129,7 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 
 // look is nil once the workload is ready.
 func (i *hosted) look(ctx context.Context, e entry) error {
-	how, path := e.Spec.ReadyWhen()
+	how, what := e.Spec.ReadyWhen()
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(e.Port))
 	ctx, cancel := context.WithTimeout(ctx, readyAtMost)
 	defer cancel()
@@ -140,7 +141,7 @@ func (i *hosted) look(ctx context.Context, e entry) error {
 		}
 		return err
 	case "http":
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+what, nil)
 		if err != nil {
 			return err
 		}
@@ -150,8 +151,10 @@ func (i *hosted) look(ctx context.Context, e entry) error {
 		}
 		_ = resp.Body.Close()
 		if resp.StatusCode/100 != 2 {
-			return fmt.Errorf("GET %s: %s", path, resp.Status)
+			return fmt.Errorf("GET %s: %s", what, resp.Status)
 		}
+	case "log":
+		return i.hasSaid(e.Said, what)
 	}
 	return nil
 }
@@ -166,6 +169,9 @@ func (i *hosted) stop(ctx context.Context, e entry) error {
 		}
 	}
 	if i.proc != nil {
+		if err := i.runtime(e).part(ctx, e); err != nil {
+			i.hub.cfg.Log.Warn("a workload does not end as it is asked to, and is told to", "name", i.name, "err", err)
+		}
 		if err := i.proc.Stop(ctx, e.Spec.GraceTime()); err != nil {
 			return fmt.Errorf("process %d can't be stopped: %w", i.proc.PID, err)
 		}
@@ -181,7 +187,7 @@ func (i *hosted) compact(ctx context.Context, e entry) error {
 	if len(e.Spec.Compact) == 0 || i.proc == nil {
 		return nil
 	}
-	cfg, err := i.command(e, e.Spec.Compact)
+	cfg, err := i.program(e, e.Spec.Compact)
 	if err != nil {
 		return err
 	}

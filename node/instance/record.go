@@ -132,21 +132,27 @@ func (i *hosted) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if body.Head == nil {
+	if e, _ := i.now(); body.Head == nil && (e.Spec.Runtime != terms.VM || e.Made) {
 		return i.hub.cfg.Registry.Delete(ctx, *base)
 	}
 	body.State = catalog.Released
 	return i.commit(ctx, base, body)
 }
 
-// forget deletes the record.
-func (i *hosted) forget(ctx context.Context) error {
+// forget deletes the record, and what else is at the origin.
+func (i *hosted) forget(ctx context.Context, e entry) error {
 	base, body, err := i.record(ctx)
 	if err != nil || body.ID == (catalog.InstanceID{}) {
 		return err
 	}
-	if e, _ := i.now(); body.State == catalog.Attached && !e.isMine(i, body) {
+	if body.State == catalog.Attached && !e.isMine(i, body) {
 		return fmt.Errorf("%w: %s has it", content.ErrFenced, i.hub.cfg.Who(body.Holder))
+	}
+	if e.Spec, err = terms.Decode(body.Spec); err == nil {
+		err = i.runtime(e).remove(ctx, e, true)
+	}
+	if err != nil {
+		return err
 	}
 	return i.hub.cfg.Registry.Delete(ctx, *base)
 }

@@ -22,7 +22,7 @@ func (i *hosted) do(ctx context.Context, e entry, step state.Step) error {
 		case state.Claim:
 			return i.claim(ctx)
 		case state.Hydrate:
-			return i.hydrate(ctx, e)
+			return i.runtime(e).hydrate(ctx, e)
 		case state.Reserve:
 			return i.hub.reserve(i)
 		case state.Start:
@@ -34,20 +34,23 @@ func (i *hosted) do(ctx context.Context, e entry, step state.Step) error {
 		case state.Stop:
 			return i.stop(ctx, e)
 		case state.Dehydrate:
-			return i.dehydrate(ctx, e)
+			return i.runtime(e).dehydrate(ctx, e)
 		case state.Release:
 			return i.release(ctx)
 		case state.Forget:
-			return i.forget(ctx)
+			return i.forget(ctx, e)
 		case state.Clear:
-			return i.clear()
+			return i.clear(ctx, e)
 		}
 		return fmt.Errorf("step %q: %w", step, errors.ErrUnsupported)
 	})
 }
 
 // clear removes what is here, and gives its port back.
-func (i *hosted) clear() error {
+func (i *hosted) clear(ctx context.Context, e entry) error {
+	if err := i.runtime(e).remove(ctx, e, false); err != nil {
+		return err
+	}
 	if err := clear(i.dir); err != nil {
 		return err
 	}

@@ -129,3 +129,17 @@ func on(t *testing.T, n *lab.Node, input string, args ...string) string {
 	return string(out)
 }
 
+
+// gone waits until nobody knows of an instance.
+func gone(t *testing.T, n *lab.Node, name string) {
+	t.Helper()
+	for tick := time.Tick(20 * time.Millisecond); ; <-tick {
+		i, err := ask(t, n, http.MethodGet, name, "")
+		if err != nil && strings.Contains(err.Error(), "Not Found") {
+			return
+		}
+		if err != nil || i.Detail != "" {
+			t.Fatalf("%+v, %v", i, err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package terms
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/url"
@@ -53,7 +54,7 @@ type Spec struct {
 	Rlimits []string `json:"rlimits,omitempty" maxItems:"32" doc:"of a process: NAME=N, such as nofile=4096"`
 	Config  string   `json:"config,omitempty" maxLength:"1024" doc:"a file on the node's host that the workload gets as {config}"`
 	NoPort  bool     `json:"no_port,omitempty" doc:"it listens nowhere"`
-	Ready   string   `json:"ready,omitempty" maxLength:"512" doc:"when it is ready: tcp, once its port takes connections, which is so when not given, http:/PATH, once that answers with 2xx, or none"`
+	Ready   string   `json:"ready,omitempty" maxLength:"512" doc:"when it is ready: tcp, once its port takes connections, which is so for a process when not given, http:/PATH, once that answers with 2xx, log:TEXT, once it has said that, or on its console, or none"`
 	// ReadyTimeout and the others are 0 for what is usual.
 	ReadyTimeout Seconds  `json:"ready_seconds,omitempty" minimum:"0" doc:"how long that may take; 0: five minutes"`
 	Grace        Seconds  `json:"grace_seconds,omitempty" minimum:"0" doc:"how long it may take to end before it is killed; 0: 90 seconds"`
@@ -63,6 +64,9 @@ type Spec struct {
 	Disk         int64    `json:"disk,omitempty" minimum:"0" doc:"bytes of disk that it is expected to take; of a vm the least size of its disk"`
 	CPUs         int      `json:"cpus,omitempty" minimum:"0" maximum:"256" doc:"of a vm"`
 	Keys         []string `json:"keys,omitempty" maxItems:"32" doc:"of a vm: SSH keys that it is told to let in"`
+	Kernel       string   `json:"kernel,omitempty" maxLength:"512" doc:"of a vm: a kernel on the node's host that is booted, with initrd and append, in place of what its disk has for that"`
+	Initrd       string   `json:"initrd,omitempty" maxLength:"512" doc:"what that is given as its first disk"`
+	Append       string   `json:"append,omitempty" maxLength:"512" doc:"and as its command line"`
 	Mesh         bool     `json:"mesh,omitempty" doc:"nodes of any farm may run it and read what it has; the nodes must be publishers"`
 }
 
@@ -111,11 +115,24 @@ func (s Spec) WithDefaults() (Spec, error) {
 	} else if s.Runtime != Process {
 		return s, fmt.Errorf("runtime %.20q: %w: want process or vm", s.Runtime, content.ErrInvalid)
 	}
-	if err := check(); err != nil {
+	err := errors.Join(check(), s.checkReady())
+	if err != nil {
 		return s, err
 	}
-	_, err := s.Encode()
+	_, err = s.Encode()
 	return s, err
+}
+
+func (s Spec) checkReady() error {
+	switch how, what := s.ReadyWhen(); {
+	case how == "http":
+		if _, err := url.ParseRequestURI(what); err != nil || !strings.HasPrefix(what, "/") {
+			return fmt.Errorf("ready %.60q: %w: want http:/PATH", s.Ready, content.ErrInvalid)
+		}
+	case how == "log" && what == "", how == "":
+		return fmt.Errorf("ready %.60q: %w: want tcp, http:/PATH, log:TEXT or none", s.Ready, content.ErrInvalid)
+	}
+	return nil
 }
 
 func (s Spec) checkProcess() error {
@@ -124,10 +141,10 @@ func (s Spec) checkProcess() error {
 		return fmt.Errorf("from %.60q: %w: a process is run over tree:NAME; leave --runtime out for a vm", s.From, content.ErrInvalid)
 	case len(s.Command) == 0 || s.Command[0] == "":
 		return fmt.Errorf("%w: a process needs a command: grange instance provision NAME … -- COMMAND ARGUMENT…", content.ErrInvalid)
-	case s.NoPort && s.Ready != "" && s.Ready != "none", s.NoPort && s.Idle > 0:
+	case s.NoPort && (s.Ready == "tcp" || strings.HasPrefix(s.Ready, "http:")), s.NoPort && s.Idle > 0:
 		return fmt.Errorf("%w: without a port nothing tells when it is ready, or used", content.ErrInvalid)
-	case s.CPUs > 0, len(s.Keys) > 0:
-		return fmt.Errorf("%w: processors and keys are for a vm", content.ErrInvalid)
+	case s.CPUs > 0, len(s.Keys) > 0, s.Kernel+s.Initrd+s.Append != "":
+		return fmt.Errorf("%w: cpus, keys, kernel, initrd and append are for a vm", content.ErrInvalid)
 	}
 	for _, list := range [][]string{s.Command, s.Compact, s.Env} {
 		if len(list) > argumentsMax || slices.ContainsFunc(list, func(a string) bool { return strings.ContainsRune(a, 0) }) {
@@ -141,13 +158,6 @@ func (s Spec) checkProcess() error {
 	}
 	if s.Config != "" && !filepath.IsAbs(s.Config) {
 		return fmt.Errorf("config %.60q: %w: want an absolute path on the node's host", s.Config, content.ErrInvalid)
-	}
-	if path, ok := strings.CutPrefix(s.Ready, "http:"); ok {
-		if _, err := url.ParseRequestURI(path); err != nil || !strings.HasPrefix(path, "/") {
-			return fmt.Errorf("ready %.60q: %w: want http:/PATH", s.Ready, content.ErrInvalid)
-		}
-	} else if !slices.Contains([]string{"", "tcp", "none"}, s.Ready) {
-		return fmt.Errorf("ready %.60q: %w: want tcp, http:/PATH or none", s.Ready, content.ErrInvalid)
 	}
 	_, err := s.Limits()
 	return err
@@ -165,6 +175,8 @@ func (s Spec) checkVM() error {
 		return err
 	case len(s.Command)+len(s.Env)+len(s.Rlimits)+len(s.Compact) > 0 || s.User != "" || s.Config != "":
 		return fmt.Errorf("%w: command, env, user, rlimits, config and compact are for a process", content.ErrInvalid)
+	case s.Kernel == "" && s.Initrd+s.Append != "", s.Kernel != "" && !filepath.IsAbs(s.Kernel), s.Initrd != "" && !filepath.IsAbs(s.Initrd):
+		return fmt.Errorf("%w: initrd and append come with a kernel, as absolute paths on the node's host", content.ErrInvalid)
 	case s.Mesh:
 		return fmt.Errorf("%w: a vm's volume stays in its farm", content.ErrInvalid)
 	}
@@ -250,17 +262,21 @@ func (s Spec) Scope(farm string) content.Scope {
 }
 
 // HasPort reports whether it is given a port.
-func (s Spec) HasPort() bool { return s.Runtime == Process && !s.NoPort }
+func (s Spec) HasPort() bool { return !s.NoPort }
 
-// ReadyWhen is what says that it is ready: tcp, http with the path that is asked for, or none.
-func (s Spec) ReadyWhen() (how, path string) {
-	switch path, ok := strings.CutPrefix(s.Ready, "http:"); {
-	case ok:
-		return "http", path
-	case s.Ready == "none", !s.HasPort():
+// ReadyWhen is what says that it is ready: tcp, http with the path that is asked for, log with what is said there, or none;
+// and "" for what is none of these.
+func (s Spec) ReadyWhen() (how, what string) {
+	how, what, ok := strings.Cut(s.Ready, ":")
+	switch {
+	case s.Ready == "" && (s.Runtime == VM || s.NoPort):
 		return "none", ""
+	case s.Ready == "":
+		return "tcp", ""
+	case ok == (how == "http" || how == "log") && slices.Contains([]string{"tcp", "http", "log", "none"}, how):
+		return how, what
 	}
-	return "tcp", ""
+	return "", ""
 }
 
 // Places is what stands for what in a command.

@@ -1,0 +1,258 @@
+package instance
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/digitalocean/go-qemu/qmp"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/instance/process"
+	"github.com/grangemesh/grange/node/instance/state"
+	disks "github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	emulator = "qemu-system-x86_64"
+	// memoryDefault and cpusDefault are what a machine has of which nothing is said.
+	memoryDefault = 1 << 30
+	cpusDefault   = 1
+	// What is in the folder of a machine.
+	seedDir    = "seed"   // what cloud-init is told
+	monitorEnd = "qmp"    // the emulator's socket
+	memoryFile = "memory" // what a machine had in memory when it was hibernated; it wakes with that once
+	wakingFile = "memory.waking"
+	// monitorTimeout bounds how long an emulator may take to take a connection.
+	monitorTimeout = 10 * time.Second
+	// monitorEvery is how often one is asked how far it is.
+	monitorEvery = 100 * time.Millisecond
+	// memoryReserve is how much more of the disk has to be free than a machine's memory takes, for that to be kept.
+	memoryReserve = 1 << 30
+)
+
+// machine is a virtual machine on the volume of its name. Its log is what it has said on its first serial line.
+type machine struct{ *hosted }
+
+// hydrate has the volume here: none of its bytes need be.
+func (m machine) hydrate(ctx context.Context, e entry) error {
+	if _, _, err := m.own(ctx); err != nil {
+		return err
+	}
+	spec := disks.Spec{Size: e.Spec.Disk, Takeover: e.Takeover}
+	if err := spec.From.UnmarshalText([]byte(e.Spec.From)); err != nil {
+		return err
+	}
+	_, created, err := m.hub.cfg.Volumes.Put(ctx, m.name, spec)
+	if err != nil || !created {
+		return err
+	}
+	return m.change(func(e *entry) error { e.Made = true; return nil })
+}
+
+// command is the emulator's.
+func (m machine) command(e entry) (process.Config, error) {
+	v, err := m.hub.cfg.Volumes.Get(m.name)
+	if err == nil && v.Device == "" {
+		err = fmt.Errorf("%w: volume %s is %s: %s", content.ErrUnavailable, m.name, v.State, v.Detail)
+	}
+	if err == nil {
+		err = m.seed(e)
+	}
+	if err != nil {
+		return process.Config{}, err
+	}
+	memory, cpus := cmp.Or(e.Spec.Memory, memoryDefault), cmp.Or(e.Spec.CPUs, cpusDefault)
+	network := "user,id=net"
+	if e.Port != 0 { // where it is reached by SSH
+		network += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", e.Port)
+	}
+	args := []string{
+		emulator, "-name", m.name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,accel=" + m.hub.cfg.Emulator, "-cpu", "max",
+		"-m", strconv.FormatInt(memory>>20, 10) + "M", "-smp", strconv.Itoa(cpus), "-device", "virtio-rng-pci",
+		"-drive", "if=virtio,format=raw,cache=none,discard=unmap,file=" + v.Device,
+		"-drive", "if=virtio,format=vvfat,read-only=on,label=CIDATA,dir=" + m.path(seedDir),
+		"-netdev", network, "-device", "virtio-net-pci,netdev=net",
+		"-chardev", "file,id=console,append=on,path=" + m.path(logFile), "-serial", "chardev:console",
+		"-qmp", "unix:" + m.path(monitorEnd) + ",server=on,wait=off",
+	}
+	for flag, value := range map[string]string{"-kernel": e.Spec.Kernel, "-initrd": e.Spec.Initrd, "-append": e.Spec.Append} {
+		if value != "" {
+			args = append(args, flag, value)
+		}
+	}
+	incoming, err := m.incoming()
+	cfg, failed := m.program(e, append(args, incoming...))
+	cfg.Log = m.path("emulator.log")
+	return cfg, errors.Join(err, failed)
+}
+
+func (m machine) path(name string) string { return filepath.Join(m.dir, name) }
+
+// seed writes what cloud-init is told, see its NoCloud source.
+func (m machine) seed(e entry) error {
+	if err := os.MkdirAll(m.path(seedDir), 0o700); err != nil {
+		return err
+	}
+	keys, err := json.Marshal(e.Spec.Keys) // JSON is YAML
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{
+		"meta-data": fmt.Sprintf("instance-id: %x\nlocal-hostname: %s\n", e.ID, m.name),
+		"user-data": fmt.Sprintf("#cloud-config\nssh_authorized_keys: %s\n", keys),
+	} {
+		if err := os.WriteFile(filepath.Join(m.path(seedDir), name), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// incoming has a machine wake with the memory that it was hibernated with. That is good for once: the disk goes on from
+// there.
+func (m machine) incoming() ([]string, error) {
+	if err := os.Rename(m.path(memoryFile), m.path(wakingFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil, ignore(os.Remove(m.path(wakingFile)), fs.ErrNotExist)
+	} else if err != nil {
+		return nil, err
+	}
+	return []string{"-incoming", "exec:cat '" + m.path(wakingFile) + "'"}, nil
+}
+
+// look is nil once the machine runs, and is ready.
+func (m machine) look(ctx context.Context, e entry) error {
+	if _, err := os.Stat(m.path(wakingFile)); errors.Is(err, fs.ErrNotExist) {
+		return m.hosted.look(ctx, e)
+	}
+	return m.monitor(func(ask asking) error {
+		var status struct{ Status string }
+		if err := ask("query-status", nil, &status); err != nil {
+			return err
+		}
+		if status.Status == "inmigrate" {
+			return fmt.Errorf("%w: its memory is being read", content.ErrUnavailable)
+		}
+		if err := os.Remove(m.path(wakingFile)); err != nil {
+			return err
+		}
+		return ask("cont", nil, nil)
+	})
+}
+
+// part keeps the memory of a machine that is hibernated, where the disk has room for it; another is told that its power
+// button was pressed.
+func (m machine) part(ctx context.Context, e entry) error {
+	free, _, err := cache.DiskFree(m.dir)
+	if err != nil {
+		return err
+	}
+	memory := cmp.Or(e.Spec.Memory, memoryDefault)
+	if e.State == state.Hibernating && int64(free) > memory+memoryReserve {
+		if err = m.monitor(func(ask asking) error { return m.keep(ctx, ask) }); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("its memory is not kept: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.Spec.GraceTime())
+	defer cancel()
+	if told := m.monitor(func(ask asking) error { return ask("system_powerdown", nil, nil) }); told != nil {
+		return errors.Join(err, told)
+	}
+	_ = m.proc.Wait(ctx) // how it ends tells nothing, and whether it has is looked at by who asks
+	return err
+}
+
+// keep writes the memory of a machine that stands still from then on.
+func (m machine) keep(ctx context.Context, ask asking) error {
+	part := m.path(memoryFile + ".part")
+	err := ask("stop", nil, nil)
+	if err == nil {
+		err = ask("migrate", map[string]any{"uri": "exec:cat > '" + part + "' && sync -d '" + part + "'"}, nil)
+	}
+	for err == nil {
+		var now struct {
+			Status string
+			Error  string `json:"error-desc"`
+		}
+		switch err = ask("query-migrate", nil, &now); {
+		case err != nil:
+		case now.Status == "completed":
+			if err = os.Rename(part, m.path(memoryFile)); err == nil {
+				return ask("quit", nil, nil)
+			}
+		case now.Status == "failed" || now.Status == "cancelled":
+			err = fmt.Errorf("its memory can't be written: %s", now.Error)
+		case !m.wait(ctx, monitorEvery, nil):
+			err = context.Cause(ctx)
+		}
+	}
+	return errors.Join(err, ask("cont", nil, nil), ignore(os.Remove(part), fs.ErrNotExist))
+}
+
+// asking has an emulator do something, and reads its answer into out, unless that is nil.
+type asking func(command string, arguments any, out any) error
+
+// monitor talks with the emulator.
+func (m machine) monitor(talk func(asking) error) error {
+	mon, err := qmp.NewSocketMonitor("unix", m.path(monitorEnd), monitorTimeout)
+	if err != nil {
+		return err
+	}
+	if err := mon.Connect(); err != nil {
+		return errors.Join(err, mon.Disconnect())
+	}
+	err = talk(func(command string, arguments, out any) error {
+		b, err := json.Marshal(qmp.Command{Execute: command, Args: arguments})
+		if err != nil {
+			return err
+		}
+		answer, err := mon.Run(b)
+		if err != nil {
+			return fmt.Errorf("%s: %w", command, err)
+		}
+		if out == nil {
+			return nil
+		}
+		return json.Unmarshal(answer, &struct{ Return any }{out})
+	})
+	return errors.Join(err, mon.Disconnect())
+}
+
+// dehydrate has the bucket have what the machine has written.
+func (m machine) dehydrate(ctx context.Context, _ entry) error {
+	if _, _, err := m.own(ctx); err != nil {
+		return err
+	}
+	return m.detach(ctx)
+}
+
+func (m machine) detach(ctx context.Context) error {
+	v, err := m.hub.cfg.Volumes.Detach(ctx, m.name, false)
+	if errors.Is(err, content.ErrNotFound) {
+		return nil
+	}
+	if err == nil && v.State == disks.StateDetached {
+		err = fmt.Errorf("%w: what was written to volume %s did not get into the bucket: %s", content.ErrUnavailable, m.name, v.Detail)
+	}
+	return err
+}
+
+// remove lets go of the volume; one that was made for a machine which never ran goes, as it does for good.
+func (m machine) remove(ctx context.Context, e entry, forGood bool) error {
+	if forGood || e.Made && e.Undoing {
+		return m.hub.cfg.Volumes.Remove(ctx, m.name, disks.RemoveSpec{Purge: true})
+	}
+	if e.State == state.Obliterating { // it is gone, or another's
+		return nil
+	}
+	return m.detach(ctx)
+}
