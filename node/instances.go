@@ -23,6 +23,8 @@ type Instances struct {
 	// least, and 0 has who asks wait until all is done.
 	Provisions, Hydrations *int
 	Limits                 instance.Limits
+	// Cgroup is a folder of control groups (version 2) that each instance has one in; "" for none.
+	Cgroup string
 	// Emulator is how machines are run, as in qemu's -accel; "" is by KVM, and without where there is none.
 	Emulator string
 }
@@ -47,7 +49,7 @@ func (n *Node) openInstances(context.Context) (err error) {
 	c := n.cfg.Instances
 	n.Instances, err = instance.New(instance.Config{
 		Dir: cmp.Or(c.Dir, filepath.Join(n.cfg.Dir, "instances")), First: cmp.Or(c.First, firstPort), Last: cmp.Or(c.Last, lastPort),
-		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits,
+		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits, Cgroup: c.Cgroup,
 		Self: n.identity.Public(), Farm: n.Farm(), Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() },
 		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})

@@ -103,12 +103,16 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// proxyTimeout bounds how long an instance may take to begin an answer.
-const proxyTimeout = time.Minute
+const (
+	// proxyTimeout bounds how long an instance may take to begin an answer.
+	proxyTimeout = time.Minute
+	// proxyIdle is how long a connection to an instance is kept that nobody uses: it looks like one who does.
+	proxyIdle = 5 * time.Second
+)
 
 // proxy passes requests on to an instance's own pages; the workload is not shown who has asked for them.
 func (s *Server) proxy(a huma.API, hub *instance.Hub) {
-	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout}
+	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout, IdleConnTimeout: proxyIdle}
 	prefix := instancesPath + "/{name}/proxy/"
 	op := described("GET "+prefix+"{path}", "an instance's own pages; all methods are passed on")
 	op.Responses["200"] = asText()

@@ -40,6 +40,8 @@ type Config struct {
 	// who asks waits for it.
 	Provisions, Hydrations int
 	Limits                 Limits
+	// Cgroup is a folder of control groups (version 2) that each instance has one in; "" for none.
+	Cgroup string
 	// Self is this node, and Farm its farm; Who says how people call another.
 	Self trust.PublicKey
 	Farm string

@@ -3,6 +3,7 @@ package instance
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -254,6 +255,54 @@ func TestCrashesAreFollowed(t *testing.T) {
 	w.must("web", state.Deprovision, state.Unprovisioned)
 	if pause(1) >= pause(6) || pause(100) > 10*time.Minute {
 		t.Errorf("it waits %v, then %v, and %v in the end", pause(1), pause(6), pause(100))
+	}
+}
+
+// TestIdleOnesGo: an instance that nobody uses is put away, and one that somebody is connected to is not.
+func TestIdleOnesGo(t *testing.T) {
+	w := newWorld(t, newOrigin(), t.TempDir(), 1)
+	used, unused, probed := counting(), counting(), counting()
+	used.Idle, unused.Idle, probed.Idle = 1, 1, 1
+	probed.Probe = []string{"test", "-e", "log.txt"}
+	v := w.must("used", state.Provision, state.Provisioned, used)
+	conn, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", v.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	w.must("probed", state.Provision, state.Provisioned, probed)
+	w.must("unused", state.Provision, state.Provisioned, unused)
+	w.until("unused", state.Unprovisioned)
+	for _, name := range []string{"used", "probed"} {
+		if v, err := w.Get(t.Context(), name); err != nil || v.State != state.Provisioned {
+			t.Errorf("%s is %s, %v", name, v.State, err)
+		}
+	}
+}
+
+// TestControlGroups: what a workload leaves behind ends with it.
+func TestControlGroups(t *testing.T) {
+	const root = "/sys/fs/cgroup/unified"
+	group := filepath.Join(root, fmt.Sprint("grange-test-", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); errors.Is(err, os.ErrNotExist) {
+		group = filepath.Join("/sys/fs/cgroup", filepath.Base(group))
+		err = os.Mkdir(group, 0o755)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer os.Remove(group)
+	w := newWorld(t, newOrigin(), t.TempDir(), 1, func(c *Config) { c.Cgroup = group })
+	v := w.must("web", state.Provision, state.Provisioned, terms.Request{Spec: terms.Spec{Command: []string{"sh", "-c", "setsid env -i /bin/sleep 1000 & exec sleep 1000"}, Ready: "none", Memory: 64 << 20}})
+	for tick, pids := time.Tick(10*time.Millisecond), []string(nil); len(pids) < 2 || !slices.Contains(pids, fmt.Sprint(v.PID)); <-tick {
+		b, err := os.ReadFile(filepath.Join(group, "web", "cgroup.procs"))
+		if pids = strings.Fields(string(b)); err != nil || len(pids) > 2 {
+			t.Fatalf("in its group are %q, %v; want %d and another", b, err, v.PID)
+		}
+	}
+	w.must("web", state.Deprovision, state.Unprovisioned)
+	if _, err := os.Stat(filepath.Join(group, "web")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its group: %v", err)
 	}
 }
 

@@ -47,8 +47,8 @@ func isFree(port int) bool {
 // established is the state of a connection in proc(5).
 const established = "01"
 
-// isUsed reports whether somebody is connected to a port of this host.
-func isUsed(port int) (bool, error) {
+// isConnected reports whether somebody is connected to a port of this host.
+func isConnected(port int) (bool, error) {
 	suffix := fmt.Sprintf(":%04X", port)
 	for _, name := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		f, err := os.Open(name)

@@ -62,6 +62,9 @@ func (i *hosted) start(e entry) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Cgroup, err = i.group(e); err != nil {
+		return err
+	}
 	p, err := process.Start(cfg)
 	if err != nil {
 		return err
@@ -145,6 +148,7 @@ func (i *hosted) look(ctx context.Context, e entry) error {
 		if err != nil {
 			return err
 		}
+		req.Close = true // one that stays open would count as somebody who uses it
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			return err
@@ -163,7 +167,7 @@ func (i *hosted) look(ctx context.Context, e entry) error {
 func (i *hosted) stop(ctx context.Context, e entry) error {
 	if i.proc == nil {
 		if i.adopt(); i.proc == nil && e.Process != nil {
-			if _, err := process.Adopt(*e.Process, ""); !errors.Is(err, content.ErrNotFound) {
+			if _, err := process.Adopt(*e.Process, i.cgroup()); !errors.Is(err, content.ErrNotFound) {
 				return fmt.Errorf("whether process %d runs can't be told: %w", e.Process.PID, err)
 			}
 		}

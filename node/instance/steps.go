@@ -51,7 +51,7 @@ func (i *hosted) clear(ctx context.Context, e entry) error {
 	if err := i.runtime(e).remove(ctx, e, false); err != nil {
 		return err
 	}
-	if err := clear(i.dir); err != nil {
+	if err := errors.Join(clear(i.dir), i.ungroup()); err != nil {
 		return err
 	}
 	return i.change(func(e *entry) error { e.Port, e.Process = 0, nil; return nil })
@@ -63,7 +63,7 @@ func (i *hosted) adopt() {
 	if e.Process == nil {
 		return
 	}
-	p, err := process.Adopt(*e.Process, "")
+	p, err := process.Adopt(*e.Process, i.cgroup())
 	switch {
 	case err == nil:
 		i.proc = p

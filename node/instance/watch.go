@@ -92,13 +92,13 @@ func (i *hosted) watch(ctx context.Context, e entry, changed <-chan struct{}) {
 				return
 			}
 		case <-tick.C:
-			used = i.tick(e, used)
+			used = i.tick(ctx, e, used)
 		}
 	}
 }
 
 // tick looks at a workload that runs, and returns when it was used last.
-func (i *hosted) tick(e entry, used time.Time) time.Time {
+func (i *hosted) tick(ctx context.Context, e entry, used time.Time) time.Time {
 	now := i.hub.cfg.Now()
 	if err := rotate(i.dir); err != nil {
 		i.hub.cfg.Log.Warn("the log of an instance grows", "name", i.name, "err", err)
@@ -110,7 +110,7 @@ func (i *hosted) tick(e entry, used time.Time) time.Time {
 	if idle == 0 {
 		return now
 	}
-	if busy, err := isUsed(e.Port); err != nil || busy {
+	if busy, err := i.isUsed(ctx, e); err != nil || busy {
 		return now
 	}
 	if now.Sub(used) > idle {
@@ -119,13 +119,31 @@ func (i *hosted) tick(e entry, used time.Time) time.Time {
 	return used
 }
 
+// probeTimeout bounds how long a probe may take.
+const probeTimeout = 30 * time.Second
+
+// isUsed reports whether somebody uses the workload.
+func (i *hosted) isUsed(ctx context.Context, e entry) (bool, error) {
+	if len(e.Spec.Probe) == 0 {
+		return isConnected(e.Port)
+	}
+	cfg, err := i.program(e, e.Spec.Probe)
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	status, err := process.Run(ctx, cfg)
+	return status == 0, err
+}
+
 // found adopts a process that is not known here yet; it reports false where there is none to watch.
 func (i *hosted) found(ctx context.Context, e entry) bool {
 	if e.Process == nil {
 		i.crashed(nil)
 		return false
 	}
-	p, err := process.Adopt(*e.Process, "")
+	p, err := process.Adopt(*e.Process, i.cgroup())
 	switch {
 	case err == nil:
 		i.proc = p

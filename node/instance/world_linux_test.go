@@ -362,7 +362,12 @@ func (w *world) until(name string, want state.State) terms.View {
 // page asks the workload of an instance.
 func (w *world) page(v terms.View, path string) string {
 	w.t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/%s", v.Port, path))
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/%s", v.Port, path), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -59,7 +59,8 @@ type Spec struct {
 	ReadyTimeout Seconds  `json:"ready_seconds,omitempty" minimum:"0" doc:"how long that may take; 0: five minutes"`
 	Grace        Seconds  `json:"grace_seconds,omitempty" minimum:"0" doc:"how long it may take to end before it is killed; 0: 90 seconds"`
 	Compact      []string `json:"compact,omitempty" maxItems:"256" doc:"a command that has the workload make itself small before it is put away; it ends with 0 once that is done, and with 75 while it is under way, or about to be: then it is asked again"`
-	Idle         Seconds  `json:"idle_seconds,omitempty" minimum:"0" doc:"it is deprovisioned when nobody was connected to its port for so long; 0: never"`
+	Idle         Seconds  `json:"idle_seconds,omitempty" minimum:"0" doc:"it is deprovisioned when nobody was connected to its port, or its probe says so, for so long; 0: never"`
+	Probe        []string `json:"probe,omitempty" maxItems:"256" doc:"a command that ends with 0 while the workload is in use, in place of a look at its port"`
 	Memory       int64    `json:"memory,omitempty" minimum:"0" doc:"bytes that it is expected to take, for the node's limit; of a vm what it has"`
 	Disk         int64    `json:"disk,omitempty" minimum:"0" doc:"bytes of disk that it is expected to take; of a vm the least size of its disk"`
 	CPUs         int      `json:"cpus,omitempty" minimum:"0" maximum:"256" doc:"of a vm"`
@@ -141,12 +142,12 @@ func (s Spec) checkProcess() error {
 		return fmt.Errorf("from %.60q: %w: a process is run over tree:NAME; leave --runtime out for a vm", s.From, content.ErrInvalid)
 	case len(s.Command) == 0 || s.Command[0] == "":
 		return fmt.Errorf("%w: a process needs a command: grange instance provision NAME … -- COMMAND ARGUMENT…", content.ErrInvalid)
-	case s.NoPort && (s.Ready == "tcp" || strings.HasPrefix(s.Ready, "http:")), s.NoPort && s.Idle > 0:
-		return fmt.Errorf("%w: without a port nothing tells when it is ready, or used", content.ErrInvalid)
+	case s.NoPort && (s.Ready == "tcp" || strings.HasPrefix(s.Ready, "http:")), s.NoPort && s.Idle > 0 && len(s.Probe) == 0:
+		return fmt.Errorf("%w: without a port nothing tells when it is ready, or without a probe when it is used", content.ErrInvalid)
 	case s.CPUs > 0, len(s.Keys) > 0, s.Kernel+s.Initrd+s.Append != "":
 		return fmt.Errorf("%w: cpus, keys, kernel, initrd and append are for a vm", content.ErrInvalid)
 	}
-	for _, list := range [][]string{s.Command, s.Compact, s.Env} {
+	for _, list := range [][]string{s.Command, s.Compact, s.Probe, s.Env} {
 		if len(list) > argumentsMax || slices.ContainsFunc(list, func(a string) bool { return strings.ContainsRune(a, 0) }) {
 			return fmt.Errorf("%w: a command or environment of %d parts, at most %d, none with a byte of 0", content.ErrInvalid, len(list), argumentsMax)
 		}
@@ -173,8 +174,8 @@ func (s Spec) checkVM() error {
 	switch _, err := content.ParseRef(s.From); {
 	case err != nil:
 		return err
-	case len(s.Command)+len(s.Env)+len(s.Rlimits)+len(s.Compact) > 0 || s.User != "" || s.Config != "":
-		return fmt.Errorf("%w: command, env, user, rlimits, config and compact are for a process", content.ErrInvalid)
+	case len(s.Command)+len(s.Env)+len(s.Rlimits)+len(s.Compact)+len(s.Probe) > 0 || s.User != "" || s.Config != "":
+		return fmt.Errorf("%w: command, env, user, rlimits, config, probe and compact are for a process", content.ErrInvalid)
 	case s.Kernel == "" && s.Initrd+s.Append != "", s.Kernel != "" && !filepath.IsAbs(s.Kernel), s.Initrd != "" && !filepath.IsAbs(s.Initrd):
 		return fmt.Errorf("%w: initrd and append come with a kernel, as absolute paths on the node's host", content.ErrInvalid)
 	case s.Mesh:

@@ -1,0 +1,54 @@
+package instance
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/grangemesh/grange/node/instance/terms"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// cgroup is the folder of the control group that the workload is in; "" where there is none.
+func (i *hosted) cgroup() string {
+	if i.hub.cfg.Cgroup == "" {
+		return ""
+	}
+	return filepath.Join(i.hub.cfg.Cgroup, content.Segment(i.name))
+}
+
+// group makes the control group, with the limit of memory that the instance is expected to keep to. A machine's emulator
+// takes more than the machine, and has none.
+func (i *hosted) group(e entry) (string, error) {
+	dir := i.cgroup()
+	if dir == "" {
+		return "", nil
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("control group, see --instance-cgroup: %w", err)
+	}
+	limit := "max"
+	if e.Spec.Memory > 0 && e.Spec.Runtime == terms.Process {
+		limit = strconv.FormatInt(e.Spec.Memory, 10)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "memory.max"), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) { // the parent does not hand on that controller
+		return dir, nil
+	}
+	if err == nil {
+		_, err = f.WriteString(limit)
+		err = errors.Join(err, f.Close())
+	}
+	return dir, err
+}
+
+// ungroup removes the control group, in which nothing runs any more.
+func (i *hosted) ungroup() error {
+	if dir := i.cgroup(); dir != "" {
+		return ignore(os.Remove(dir), fs.ErrNotExist)
+	}
+	return nil
+}
