@@ -49,7 +49,7 @@ func Start(cfg Config) (*Process, error) {
 		return nil, fmt.Errorf("%w: start %s: %w", content.ErrInvalid, cfg.Command[0], err)
 	}
 	p := &Process{child: cmd.Process, cgroup: cfg.Cgroup}
-	if p.ID, err = idOf(cmd.Process.Pid); err == nil {
+	if p.ID, _, err = whoIs(cmd.Process.Pid); err == nil { // also when it has ended by now
 		p.fd, err = descriptor(fd)
 	}
 	for name, n := range cfg.Limits {
@@ -210,34 +210,43 @@ func Adopt(id ID, cgroup string) (*Process, error) {
 	return &Process{ID: id, fd: f, cgroup: cgroup}, nil
 }
 
-// idOf reads who has a number now.
+// idOf reads who has a number now; ErrNotFound is for one that has ended, too.
 func idOf(pid int) (ID, error) {
-	began, _, err := look(pid)
+	id, ended, err := whoIs(pid)
+	if err == nil && ended {
+		err = content.ErrNotFound
+	}
+	return id, err
+}
+
+// whoIs reads who has a number, and whether that has ended and was not waited for.
+func whoIs(pid int) (id ID, ended bool, err error) {
+	began, _, ended, err := look(pid)
 	var boot []byte
 	if err == nil {
 		boot, err = os.ReadFile("/proc/sys/kernel/random/boot_id")
 	}
-	return ID{pid, began, string(bytes.TrimSpace(boot))}, err
+	return ID{pid, began, string(bytes.TrimSpace(boot))}, ended, err
 }
 
-// look reads when a process began, and its session; ErrNotFound is for one that has ended, too.
-func look(pid int) (began uint64, session int, err error) {
+// look reads when a process began, its session, and whether it has ended and was not waited for.
+func look(pid int) (began uint64, session int, ended bool, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return 0, 0, content.ErrNotFound
+		return 0, 0, false, content.ErrNotFound
 	}
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // a name may have anything but what follows it
-	if len(fields) < 20 || fields[0] == "Z" {                                 // from the third of proc_pid_stat(5) on
-		return 0, 0, content.ErrNotFound
+	if len(fields) < 20 {                                                     // from the third of proc_pid_stat(5) on
+		return 0, 0, false, content.ErrNotFound
 	}
 	session, err = strconv.Atoi(fields[3])
 	if err == nil {
 		began, err = strconv.ParseUint(fields[19], 10, 64)
 	}
-	return began, session, err
+	return began, session, fields[0] == "Z", err
 }
 
 // Wait returns once the process has ended: how, as far as this node has started it, else nil.
@@ -330,7 +339,7 @@ func (p *Process) sweep() (err error) {
 
 // end ends a process of the session.
 func (p *Process) end(pid int) error {
-	if _, session, err := look(pid); err != nil || session != p.PID {
+	if _, session, ended, err := look(pid); err != nil || ended || session != p.PID {
 		return nil
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -338,7 +347,7 @@ func (p *Process) end(pid int) error {
 		return nil
 	}
 	defer unix.Close(fd)
-	if _, session, err := look(pid); err != nil || session != p.PID { // it was another's by then
+	if _, session, ended, err := look(pid); err != nil || ended || session != p.PID { // it was another's by then
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
