@@ -116,6 +116,9 @@ func (s *Server) proxy(a huma.API, hub *instance.Hub) {
 	prefix := instancesPath + "/{name}/proxy/"
 	op := described("GET "+prefix+"{path}", "an instance's own pages; all methods are passed on")
 	op.Responses["200"] = asText()
+	for _, name := range []string{"name", "path"} {
+		op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
+	}
 	a.OpenAPI().AddOperation(&op)
 	s.mux.HandleFunc(prefix+"{path...}", func(w http.ResponseWriter, r *http.Request) {
 		port, err := hub.Port(r.PathValue("name"))

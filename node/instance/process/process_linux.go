@@ -147,7 +147,11 @@ func limit(pid int, name string, n uint64) error {
 	if !ok {
 		return fmt.Errorf("%w: no limit is called %.20q", content.ErrInvalid, name)
 	}
-	return os.NewSyscallError("prlimit", unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil))
+	err := unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil)
+	if errors.Is(err, unix.ESRCH) { // it has ended by now
+		err = nil
+	}
+	return os.NewSyscallError("prlimit", err)
 }
 
 func waited(child *os.Process) error {
