@@ -16,6 +16,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node/images"
@@ -26,7 +27,7 @@ import (
 func leaves(t *testing.T) []*kong.Node {
 	t.Helper()
 	var c cli
-	parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard})
+	parser, err := newParser(&c, ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func TestColumnsFitTheTerminal(t *testing.T) {
 			}
 		}
 	}
-	if ids := terminal.Columns("ID\tSTARTED\tERROR\n1a2248929c377867\t"+moment(time.Now())+"\tno space left on the device\n", 40); !strings.Contains(ids, "1a2248929c377867  "+time.Now().Format("15:")) || !strings.Contains(ids, "…") {
+	if ids := terminal.Columns("ID\tSTARTED\tERROR\n1a2248929c377867\t"+ask.Moment(time.Now())+"\tno space left on the device\n", 40); !strings.Contains(ids, "1a2248929c377867  "+time.Now().Format("15:")) || !strings.Contains(ids, "…") {
 		t.Errorf("%s", ids)
 	}
 	if got, want := terminal.Columns("root\tbbbbbbbbbb\nname\tx\n", 8), "root  bbbbbbbbbb\nname  x\n"; got != want {
@@ -176,7 +177,7 @@ func TestErrorsAreWrapped(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	var b bytes.Buffer
-	complain(&b, "first\nsecond")
+	ask.Complain(&b, "first\nsecond")
 	if b.String() != "grange: first\ngrange: second\n" {
 		t.Errorf("%q", b.String())
 	}
@@ -214,7 +215,7 @@ func TestConfigOfTheDefaultPath(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "grange.yaml")
 	quota := func() (units.Size, error) {
 		var c cli
-		parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard}, kong.Vars{"config": path})
+		parser, err := newParser(&c, ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}, kong.Vars{"config": path})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
 )
 
@@ -18,7 +19,7 @@ func parse(t *testing.T, config string, args ...string) (cli, error) {
 		t.Fatal(err)
 	}
 	var c cli
-	parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard})
+	parser, err := newParser(&c, ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func TestListsOfTheFile(t *testing.T) {
 
 func TestEmptyTokenFoundsNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, stdio{strings.NewReader(""), io.Discard, io.Discard}, nil); code != 2 {
+	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}, nil); code != 2 {
 		t.Errorf("code %d, want 2", code)
 	}
 	if _, err := os.Stat(dir); err == nil {

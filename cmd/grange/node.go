@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -40,13 +41,13 @@ type nodeCmd struct {
 }
 
 // Run serves until ctx ends, or the node hands over to its program's newest version.
-func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) error {
+func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCall) error {
 	if len(c.FarmJoin) > 0 && c.FarmBind == "" {
-		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", errUsage)
+		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", ask.ErrUsage)
 	}
 	for _, origin := range c.Origin {
 		if strings.Contains(origin, ",s3://") || strings.Contains(origin, ",file://") || strings.Contains(origin, ",https://") {
-			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
+			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", ask.ErrUsage, origin)
 		}
 	}
 	cfg, err := c.config(app, std)
