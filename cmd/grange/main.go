@@ -18,6 +18,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/cmd/grange/instance"
 	"github.com/grangemesh/grange/cmd/grange/volume"
 	"github.com/grangemesh/grange/node/images"
 )
@@ -68,6 +69,7 @@ type cli struct {
 	Tree      treeCmd                 `cmd:"" help:"Publish and handle trees of files."`
 	Volume    volume.Commands         `cmd:"" help:"Create and handle volumes."`
 	Snapshot  volume.SnapshotCommands `cmd:"" help:"Handle snapshots of volumes."`
+	Instance  instance.Commands       `cmd:"" help:"Provision and handle instances."`
 	Cache     cacheCmd                `cmd:"" help:"Show and shrink this node's cache."`
 	Operation operationCmd            `cmd:"" help:"Show and cancel long work."`
 	Token     tokenCmd                `cmd:"" help:"Make and handle join tokens."`

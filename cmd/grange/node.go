@@ -11,6 +11,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/cmd/grange/instance"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -33,6 +34,8 @@ type nodeCmd struct {
 	OriginRate     units.Rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests units.Frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
 	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
+
+	Instance instance.Flags `embed:"" prefix:"instance-"`
 
 	NoOriginFallback []follow.Pattern `help:"Read these images and volumes from members alone, never from the origin: what no member has fails." placeholder:"NAME,image:NAME,tag:TAG,PATTERN,…"`
 
@@ -62,6 +65,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCal
 	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
+	cfg.Instances = c.Instance.Config()
 	cfg.NoOrigin, cfg.OriginLimits = c.NoOriginFallback, budget.Limits{Requests: float64(c.OriginRequests), Bytes: int64(c.OriginRate)}
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {

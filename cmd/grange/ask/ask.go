@@ -62,10 +62,15 @@ func Post(path string, body any) Request { return Request{"POST", path, body} }
 // Delete asks for what is at a path to be removed.
 func Delete(path string) Request { return Request{"DELETE", path, nil} }
 
+// Send sends a request and reads the answer into out, which may be nil.
+func (c *Node) Send(ctx context.Context, r Request, out any) error {
+	return c.Ask(ctx, r.method, r.path, r.body, out)
+}
+
 // Tell asks the API and prints its document with --json, else the text that is made of it, with columns where it has tabs.
 func Tell[T any](ctx context.Context, app *Node, std Stdio, r Request, text func(w io.Writer, v T)) error {
 	var raw json.RawMessage
-	if err := app.Ask(ctx, r.method, r.path, r.body, &raw); err != nil {
+	if err := app.Send(ctx, r, &raw); err != nil {
 		return err
 	}
 	return Show(app, std, raw, text)
