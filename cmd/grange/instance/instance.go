@@ -48,8 +48,8 @@ type named struct {
 	NoWait bool   `env:"-" help:"Print what is under way at once; 'operation show' says how far it is."`
 }
 
-// do asks for a change, follows what it takes, and prints what the instance is in the end.
-func (c *named) do(ctx context.Context, app *ask.Node, std ask.Stdio, r ask.Request) error {
+// do asks for the change that a command is called by, follows what it takes, and prints what the instance is in the end.
+func (c *named) do(ctx context.Context, app *ask.Node, std ask.Stdio, command *kong.Context, r ask.Request) error {
 	if err := content.CheckName(c.Name); err != nil {
 		return fmt.Errorf("%w: %w", ask.ErrUsage, err)
 	}
@@ -60,7 +60,8 @@ func (c *named) do(ctx context.Context, app *ask.Node, std ask.Stdio, r ask.Requ
 		err = json.Unmarshal(raw, &begun)
 	}
 	if err == nil && begun.Operation != "" && !c.NoWait {
-		if err = app.FollowAside(ctx, std, api.Operation{ID: begun.Operation, Kind: string(begun.State), Target: c.Name}); err == nil {
+		op := api.Operation{ID: begun.Operation, Kind: command.Selected().Name, Target: c.Name}
+		if err = app.FollowAside(ctx, std, op); err == nil {
 			raw, err = c.now(ctx, app)
 		}
 	}
@@ -96,7 +97,7 @@ type deed struct{ named }
 
 // Run has done what its command is called.
 func (c *deed) Run(ctx context.Context, app *ask.Node, std ask.Stdio, command *kong.Context) error {
-	return c.do(ctx, app, std, ask.Post(pathOf(c.Name)+"/"+command.Selected().Name, nil))
+	return c.do(ctx, app, std, command, ask.Post(pathOf(c.Name)+"/"+command.Selected().Name, nil))
 }
 
 type lsCmd struct {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node/api"
@@ -43,12 +45,12 @@ func (*provisionCmd) Help() string {
 }
 
 // Run provisions, and says where the workload listens.
-func (c *provisionCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+func (c *provisionCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio, command *kong.Context) error {
 	req, err := c.request()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ask.ErrUsage, err)
 	}
-	return c.do(ctx, app, std, ask.Put(pathOf(c.Name), req))
+	return c.do(ctx, app, std, command, ask.Put(pathOf(c.Name), req))
 }
 
 // request is what the API is asked for.

@@ -1,0 +1,151 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/node/api"
+)
+
+// hub is a node and what is asked of its instances.
+type hub struct {
+	*served
+	data string
+}
+
+// does runs an instance command; a file of the workload's data is awaited with until.
+func (h hub) does(t *testing.T, want string, args ...string) (out string) {
+	t.Helper()
+	code, out, complaint := command(t, append([]string{"instance", args[0], "--data", h.data}, args[1:]...)...)
+	if code != 0 || !strings.Contains(out, want) {
+		t.Fatalf("instance %q: code %d, %q, want %q; %s", args, code, out, want, complaint)
+	}
+	return out
+}
+
+// TestLifeOfAnInstance: its data outlive each of its ends but the last.
+func TestLifeOfAnInstance(t *testing.T) {
+	h := hub{served: serveNode(t)}
+	h.data = filepath.Join(h.dir, "data")
+	starts := filepath.Join(h.data, "instances", "web1", "data", "starts")
+	started := func(n int) func() bool {
+		return func() bool {
+			b, _ := os.ReadFile(starts)
+			return strings.Count(string(b), "web1\n") == n
+		}
+	}
+	workload := []string{"--no-port", "--ready", "none", "--", "sh", "-c", `echo "$0" >> starts; echo said $(wc -l < starts) times; exec sleep 1000`, "{name}"}
+	h.does(t, "web1 is provisioned\n", append([]string{"provision", "web1"}, workload...)...)
+	until(t, "a start", started(1))
+	h.does(t, "web1 is provisioned\n", append([]string{"provision", "web1"}, workload...)...) // as it is
+	h.does(t, "provisioned", "ls")
+	h.does(t, "command   sh -c ", "show", "web1")
+	until(t, "its first words", func() bool { return h.does(t, "", "logs", "web1") == "said 1 times\n" })
+	h.does(t, "times\n", "logs", "web1", "--last", "7B")
+
+	h.does(t, "web1 is hibernated\n", "hibernate", "web1")
+	h.does(t, "web1 is hibernated\n", "hibernate", "web1")
+	h.does(t, "says how far it is\n", "wake", "web1", "--no-wait")
+	until(t, "another start", started(2))
+	h.follows(t)
+	until(t, "that it is awake", func() bool { return strings.Contains(h.does(t, "", "show", "web1"), "provisioned") })
+
+	h.does(t, "web1 is unprovisioned\n", "deprovision", "web1")
+	if _, err := os.Stat(filepath.Dir(starts)); err == nil {
+		t.Error("its data are here still")
+	}
+	if out := h.does(t, "", "ls"); strings.Contains(out, "web1") {
+		t.Errorf("%s", out)
+	}
+	h.does(t, "unprovisioned", "ls", "--all")
+	h.does(t, "put away  2", "show", "web1")
+	var v api.Instance
+	if err := json.Unmarshal([]byte(h.does(t, "", "provision", "web1", "--json")), &v); err != nil || v.State != "provisioned" || v.Operation != "" || v.Epoch != 2 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	until(t, "a start over what it had", started(3))
+	if err := json.Unmarshal([]byte(h.does(t, "", "obliterate", "web1", "--json")), &v); err != nil || v.State != "unprovisioned" || v.Operation != "" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	h.does(t, "web1 is unprovisioned\n", "obliterate", "web1")
+	for _, lost := range []string{"show", "logs", "hibernate", "wake", "provision"} {
+		if code, _, complaint := command(t, "instance", lost, "web1", "--data", h.data); code != 1 || !strings.Contains(complaint, "not found") {
+			t.Errorf("%s: code %d, %s", lost, code, complaint)
+		}
+	}
+	h.signal(t, syscall.SIGTERM)
+	h.ends(t)
+}
+
+// follows reads a log while it is written, until it is told to end, which is no failure.
+func (h hub) follows(t *testing.T) {
+	t.Helper()
+	ctx, end := context.WithTimeout(t.Context(), time.Minute)
+	defer end()
+	var complaint bytes.Buffer
+	std := ask.Stdio{In: strings.NewReader(""), Out: &endAt{line: "said 2 times\n", end: end}, Err: &complaint}
+	if code := run(ctx, []string{"instance", "logs", "web1", "-f", "--data", h.data}, std, nil); code != 0 || !errors.Is(ctx.Err(), context.Canceled) {
+		t.Errorf("logs -f: code %d, %s", code, &complaint)
+	}
+}
+
+// endAt is a reader of lines that has enough behind one.
+type endAt struct {
+	read []byte
+	line string
+	end  func()
+}
+
+func (r *endAt) Write(p []byte) (int, error) {
+	if r.read = append(r.read, p...); strings.HasSuffix(string(r.read), r.line) {
+		r.end()
+	}
+	return len(p), nil
+}
+
+// TestProvisionThatFails says why, and one that is given up is cancelled.
+func TestProvisionThatFails(t *testing.T) {
+	h := hub{served: serveNode(t, "--instance-max", "1")}
+	h.data = filepath.Join(h.dir, "data")
+	code, out, complaint := command(t, "instance", "provision", "bad", "--no-port", "--data", h.data, "--", "/no/such/program")
+	if code != 1 || out != "" || !strings.Contains(complaint, "/no/such/program") {
+		t.Errorf("code %d, %s%s", code, out, complaint)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var stdout, stderr bytes.Buffer
+	data := serveAt(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodDelete:
+			w.Header().Set("X-Cancelled", r.URL.Path)
+			complaint = r.URL.Path
+		case strings.HasSuffix(r.URL.Path, "/events"):
+			cancel()
+			<-r.Context().Done()
+		default:
+			_, _ = w.Write([]byte(`{"name": "web1", "state": "provisioning", "operation": "7"}`))
+		}
+	}))
+	code = run(ctx, []string{"instance", "provision", "web1", "--data", data}, ask.Stdio{In: strings.NewReader(""), Out: &stdout, Err: &stderr}, nil)
+	if code != 1 || complaint != "/api/operations/7" || !strings.Contains(stderr.String(), "provision web1: cancelled") {
+		t.Errorf("code %d, %s, %s", code, complaint, &stderr)
+	}
+	h.does(t, "web1 is provisioned", "provision", "web1", "--no-port", "--", "sleep", "1000")
+	if code, _, complaint := command(t, "instance", "provision", "web2", "--no-port", "--data", h.data, "--", "sleep", "1000"); code != 1 || !strings.Contains(complaint, "1 instances, as many as it may") {
+		t.Errorf("code %d, %s", code, complaint)
+	}
+	h.does(t, "web1 is unprovisioned", "obliterate", "web1")
+	h.signal(t, syscall.SIGTERM)
+	h.ends(t)
+}
