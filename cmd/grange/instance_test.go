@@ -149,3 +149,41 @@ func TestProvisionThatFails(t *testing.T) {
 	h.signal(t, syscall.SIGTERM)
 	h.ends(t)
 }
+
+// TestWhatProvisionRefuses before the node is asked, and what it asks for otherwise.
+func TestWhatProvisionRefuses(t *testing.T) {
+	for _, x := range []struct{ line, want string }{
+		{"a/b -- x", "name \"a/b\""}, {"web1 --no-port", "needs a command"}, {"web1 --command x -- y", "both in --command and behind --"}, {"web1 --from debian -- x", "want image:NAME"},
+		{"web1 --runtime docker", "--runtime must be one of"}, {"web1 --rlimit files=3 -- x", "want NAME=N"}, {"web1 --ready 80 -- x", "want tcp, http:/PATH or none"}, {"web1 --env A -- x", "want NAME=VALUE"},
+		{"web1 --idle 0s -- x", "is not a time"}, {"web1 --memory much -- x", "is not a size"}, {"web1 --no-port --idle 1h -- x", "without a port"}, {"web1 -c x", "unknown flag -c"}, {"web1 --key k -- x", "are for a vm"},
+	} {
+		code, _, complaint := command(t, append([]string{"instance", "provision", "--data", t.TempDir()}, strings.Fields(x.line)...)...)
+		if code != 2 || !strings.Contains(complaint, x.want) {
+			t.Errorf("%s: code %d, %s", x.line, code, complaint)
+		}
+	}
+	var asked bytes.Buffer
+	data := serveAt(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = asked.ReadFrom(r.Body)
+		_, _ = w.Write([]byte(`{"name": "web1", "state": "provisioned", "port": 20000}`))
+	}))
+	code, out, complaint := command(t, "instance", "provision", "web1", "--data", data, "--from", "tree:site", "--runtime", "process", "--env", "A=1,2", "--env", "B={port}", "--user", "nobody", "--rlimit", "nofile=9", "--rlimit", "core=0",
+		"--config-file", "/etc/x", "--ready", "http:/up", "--ready-timeout", "90s", "--grace", "2m", "--idle", "7d", "--compact", "a && b", "--memory", "1G", "--disk", "2G", "--mesh", "--takeover", "--command", "x -p {port}")
+	want := `{"runtime":"process","from":"tree:site","command":["/bin/sh","-c","exec x -p {port}"],"env":["A=1,2","B={port}"],"user":"nobody","rlimits":["nofile=9","core=0"],"config":"/etc/x","ready":"http:/up",` +
+		`"ready_seconds":90,"grace_seconds":120,"compact":["/bin/sh","-c","a \u0026\u0026 b"],"idle_seconds":604800,"memory":1073741824,"disk":2147483648,"mesh":true,"takeover":true}`
+	if asked.String() != want || code != 0 || out != "web1 is provisioned, port 20000\n" {
+		t.Errorf("code %d, %s%s, %s, want %s", code, out, complaint, &asked, want)
+	}
+	asked.Reset()
+	if command(t, "instance", "provision", "vm1", "--data", data, "--from", "image:debian", "--cpus", "2", "--key", "ssh-ed25519 A,B c"); asked.String() != `{"from":"image:debian","cpus":2,"keys":["ssh-ed25519 A,B c"]}` {
+		t.Errorf("%s", &asked)
+	}
+	asked.Reset()
+	if command(t, "instance", "provision", "web1", "--data", data, "--no-port", "--", "x", "-c", "--no-wait", "--", "a,b"); asked.String() != `{"command":["x","-c","--no-wait","--","a,b"],"no_port":true}` {
+		t.Errorf("%s", &asked)
+	}
+	asked.Reset()
+	if command(t, "instance", "provision", "web1", "--data", data); asked.String() != `{}` {
+		t.Errorf("%s", &asked)
+	}
+}

@@ -24,9 +24,9 @@ type Flags struct {
 
 // Validate refuses numbers below none.
 func (f *Flags) Validate() error {
-	for _, n := range []*int{f.ProvisionThreads, f.HydrationThreads, &f.Max} {
+	for name, n := range map[string]*int{"provision-threads": f.ProvisionThreads, "hydration-threads": f.HydrationThreads, "max": &f.Max} {
 		if n != nil && *n < 0 {
-			return fmt.Errorf("--instance-…: %d is not a number of threads or instances; give 0 or more", *n)
+			return fmt.Errorf("--instance-%s: %d is less than none; give 0 or more", name, *n)
 		}
 	}
 	return nil
