@@ -154,7 +154,7 @@ func TestProvisionThatFails(t *testing.T) {
 func TestWhatProvisionRefuses(t *testing.T) {
 	for _, x := range []struct{ line, want string }{
 		{"a/b -- x", "name \"a/b\""}, {"web1 --no-port", "needs a command"}, {"web1 --command x -- y", "both in --command and behind --"}, {"web1 --from debian -- x", "want image:NAME"},
-		{"web1 --runtime docker", "--runtime must be one of"}, {"web1 --rlimit files=3 -- x", "want NAME=N"}, {"web1 --ready 80 -- x", "want tcp, http:/PATH or none"}, {"web1 --env A -- x", "want NAME=VALUE"},
+		{"web1 --runtime docker", "--runtime must be one of"}, {"web1 --rlimit files=3 -- x", "want NAME=N"}, {"web1 --ready 80 -- x", "want tcp, http:/PATH, log:TEXT or none"}, {"web1 --env A -- x", "want NAME=VALUE"},
 		{"web1 --idle 0s -- x", "is not a time"}, {"web1 --memory much -- x", "is not a size"}, {"web1 --no-port --idle 1h -- x", "without a port"}, {"web1 -c x", "unknown flag -c"}, {"web1 --key k -- x", "are for a vm"},
 	} {
 		code, _, complaint := command(t, append([]string{"instance", "provision", "--data", t.TempDir()}, strings.Fields(x.line)...)...)
@@ -175,7 +175,7 @@ func TestWhatProvisionRefuses(t *testing.T) {
 		t.Errorf("code %d, %s%s, %s, want %s", code, out, complaint, &asked, want)
 	}
 	asked.Reset()
-	if command(t, "instance", "provision", "vm1", "--data", data, "--from", "image:debian", "--cpus", "2", "--key", "ssh-ed25519 A,B c"); asked.String() != `{"from":"image:debian","cpus":2,"keys":["ssh-ed25519 A,B c"]}` {
+	if command(t, "instance", "provision", "vm1", "--data", data, "--from", "image:debian", "--cpus", "2", "--key", "ssh-ed25519 A,B c", "--ready", "log:login:", "--kernel", "/k", "--initrd", "/i", "--append", "a b"); asked.String() != `{"from":"image:debian","ready":"log:login:","cpus":2,"keys":["ssh-ed25519 A,B c"],"kernel":"/k","initrd":"/i","append":"a b"}` {
 		t.Errorf("%s", &asked)
 	}
 	asked.Reset()

@@ -20,6 +20,7 @@ type Flags struct {
 	Max              int    `help:"How many instances this node may have." placeholder:"N"`
 	Memory           share  `help:"How much of the host's memory may be in use, with what a new instance is expected to take." placeholder:"SIZE|N%"`
 	Disk             share  `help:"How much of the disk may be in use, with what a new instance is expected to take." placeholder:"SIZE|N%"`
+	Emulator         string `help:"How machines are run, as in qemu's -accel: kvm:tcg when not given, which is by KVM where there is one." placeholder:"NAME"`
 }
 
 // Validate refuses numbers below none.
@@ -35,7 +36,7 @@ func (f *Flags) Validate() error {
 // Config is how a node runs instances.
 func (f *Flags) Config() node.Instances {
 	return node.Instances{
-		Dir: f.Dir, First: f.Ports.first, Last: f.Ports.last, Provisions: f.ProvisionThreads, Hydrations: f.HydrationThreads,
+		Dir: f.Dir, Emulator: f.Emulator, First: f.Ports.first, Last: f.Ports.last, Provisions: f.ProvisionThreads, Hydrations: f.HydrationThreads,
 		Limits: instance.Limits{Instances: f.Max, Memory: instance.Share(f.Memory), Disk: instance.Share(f.Disk)},
 	}
 }

@@ -26,7 +26,7 @@ type provisionCmd struct {
 	Rlimit       []string   `env:"-" sep:"none" help:"A limit of its resources, as nofile=4096; may be repeated." placeholder:"NAME=N"`
 	ConfigFile   string     `env:"-" type:"path" help:"A file on the node's host that it gets as {config}." placeholder:"FILE"`
 	NoPort       bool       `env:"-" help:"It listens nowhere."`
-	Ready        string     `env:"-" help:"When it is ready: tcp, once its port takes connections, as when not given; http:/PATH, once that answers with 2xx; or none, at once." placeholder:"tcp|http:/PATH|none"`
+	Ready        string     `env:"-" help:"When it is ready: tcp, once its port takes connections, as a process when not given; http:/PATH, once that answers with 2xx; log:TEXT, once it has said that, a vm on its console; or none, at once." placeholder:"tcp|http:/PATH|log:TEXT|none"`
 	ReadyTimeout units.Span `env:"-" help:"How long that may take; 5m when not given."`
 	Grace        units.Span `env:"-" help:"How long it may take to end before it is killed; 90s when not given."`
 	Compact      string     `env:"-" help:"A command, for /bin/sh -c, that has it make itself small before it is put away: it exits with 0 once that is done, and with 75 to be asked again." placeholder:"TEXT"`
@@ -35,6 +35,9 @@ type provisionCmd struct {
 	Disk         units.Size `env:"-" help:"What of the disk it is expected to take; of a vm the least size of its disk." placeholder:"SIZE"`
 	CPUs         int        `name:"cpus" env:"-" help:"Processors of a vm." placeholder:"N"`
 	Key          []string   `env:"-" sep:"none" help:"An SSH key that a vm is told to let in; may be repeated." placeholder:"TEXT"`
+	Kernel       string     `env:"-" type:"path" help:"A kernel on the node's host that a vm boots, in place of what its disk has for that." placeholder:"FILE"`
+	Initrd       string     `env:"-" type:"path" help:"What that is given as its first disk." placeholder:"FILE"`
+	Append       string     `env:"-" help:"And as its command line." placeholder:"TEXT"`
 	Mesh         bool       `env:"-" help:"Nodes of any farm may run it and read what it has; the nodes must be publishers."`
 	Takeover     bool       `env:"-" help:"Although another node has it: what that one has not put away stays there."`
 }
@@ -57,7 +60,8 @@ func (c *provisionCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio, co
 func (c *provisionCmd) request() (api.Provision, error) {
 	req := api.Provision{Takeover: c.Takeover, Spec: terms.Spec{
 		Runtime: c.Runtime, From: c.From, Command: c.Arguments, Env: c.Env, User: c.User, Rlimits: c.Rlimit, Config: c.ConfigFile, NoPort: c.NoPort, Ready: c.Ready,
-		ReadyTimeout: seconds(c.ReadyTimeout), Grace: seconds(c.Grace), Idle: seconds(c.Idle), Memory: int64(c.Memory), Disk: int64(c.Disk), CPUs: c.CPUs, Keys: c.Key, Mesh: c.Mesh,
+		ReadyTimeout: seconds(c.ReadyTimeout), Grace: seconds(c.Grace), Idle: seconds(c.Idle), Memory: int64(c.Memory), Disk: int64(c.Disk), CPUs: c.CPUs, Keys: c.Key,
+		Kernel: c.Kernel, Initrd: c.Initrd, Append: c.Append, Mesh: c.Mesh,
 	}}
 	if c.Command != "" && len(c.Arguments) > 0 {
 		return req, fmt.Errorf("a command stands both in --command and behind --: %q", c.Arguments[0])
