@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/images"
 )
@@ -46,7 +47,7 @@ func answer(text string) http.Handler {
 func command(t *testing.T, args ...string) (code int, out, complaint string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = run(t.Context(), args, stdio{strings.NewReader(""), &stdout, &stderr}, nil)
+	code = run(t.Context(), args, ask.Stdio{In: strings.NewReader(""), Out: &stdout, Err: &stderr}, nil)
 	return code, stdout.String(), stderr.String()
 }
 

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -41,7 +42,7 @@ func copyNode(t *testing.T, from string) (to string) {
 func (s *served) addrs(t *testing.T) []string {
 	t.Helper()
 	var p api.Peers
-	if err := (&cli{Data: filepath.Join(s.dir, "data")}).ask(t.Context(), "GET", "/api/peers", nil, &p); err != nil {
+	if err := (&ask.Node{Data: filepath.Join(s.dir, "data")}).Ask(t.Context(), "GET", "/api/peers", nil, &p); err != nil {
 		t.Fatal(err)
 	}
 	return p.Self.Addrs
@@ -76,7 +77,7 @@ func TestCopyOfANodeRefusesToServe(t *testing.T) {
 func TestCopiesThatMeetOneMember(t *testing.T) {
 	founder := serveNode(t)
 	var made api.Token
-	if err := (&cli{Data: filepath.Join(founder.dir, "data")}).ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
+	if err := (&ask.Node{Data: filepath.Join(founder.dir, "data")}).Ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
 		t.Fatal(err)
 	}
 	start := func(dir string, more ...string) *served {
@@ -93,7 +94,7 @@ func TestCopiesThatMeetOneMember(t *testing.T) {
 	var st api.Status
 	until(t, "the first has met a member", func() bool {
 		var p api.Peers
-		err := (&cli{Data: filepath.Join(first.dir, "data")}).ask(t.Context(), "GET", "/api/peers", nil, &p)
+		err := (&ask.Node{Data: filepath.Join(first.dir, "data")}).Ask(t.Context(), "GET", "/api/peers", nil, &p)
 		return err == nil && len(p.Peers) == 1 && p.Peers[0].Farm != ""
 	})
 	here := first.addrs(t)
@@ -103,7 +104,7 @@ func TestCopiesThatMeetOneMember(t *testing.T) {
 		t.Errorf("code %d: the copy says %q, the first is at %q", second.cmd.ProcessState.ExitCode(), said, here)
 	}
 	first.await(t, "another node has this one's identity")
-	if err := (&cli{Data: filepath.Join(first.dir, "data")}).ask(t.Context(), "GET", "/api/status", nil, &st); err != nil {
+	if err := (&ask.Node{Data: filepath.Join(first.dir, "data")}).Ask(t.Context(), "GET", "/api/status", nil, &st); err != nil {
 		t.Error(err)
 	}
 }

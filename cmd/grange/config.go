@@ -31,7 +31,7 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 	setting := map[string]bool{}
 	for _, node := range append([]*kong.Node{k.Model.Node}, k.Model.Leaves(false)...) {
 		for _, flag := range node.Flags {
-			setting[flag.Name] = len(flag.Envs) > 0
+			setting[flag.Name] = setting[flag.Name] || len(flag.Envs) > 0 // another command's of that name may destroy nothing
 		}
 	}
 	var unknown []string
@@ -119,7 +119,7 @@ func (c *nodeCmd) Validate() error {
 	case c.IoTimeout < ioTimeoutMin:
 		return fmt.Errorf("--io-timeout: within %s no read comes from anywhere; give 1s or more", time.Duration(c.IoTimeout))
 	}
-	return c.memberFlags.Validate()
+	return errors.Join(c.memberFlags.Validate(), c.Instance.Validate())
 }
 
 // Validate refuses a cache that could not turn over.

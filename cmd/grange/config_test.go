@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/instance"
 )
 
 // parse reads a command line beside a config file.
@@ -18,7 +21,7 @@ func parse(t *testing.T, config string, args ...string) (cli, error) {
 		t.Fatal(err)
 	}
 	var c cli
-	parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard})
+	parser, err := newParser(&c, ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +92,7 @@ func TestListsOfTheFile(t *testing.T) {
 
 func TestEmptyTokenFoundsNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, stdio{strings.NewReader(""), io.Discard, io.Discard}, nil); code != 2 {
+	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}, nil); code != 2 {
 		t.Errorf("code %d, want 2", code)
 	}
 	if _, err := os.Stat(dir); err == nil {
@@ -134,11 +137,13 @@ func TestLimitsThatCouldNeverWork(t *testing.T) {
 	for _, args := range [][]string{
 		{"--quota", "0"}, {"--quota", "10"}, {"--origin-rate", "0"}, {"--origin-rate", "10"}, {"--origin-rate", "127KiB/s"}, {"--origin-requests", "0.1"}, {"--origin-requests", "0"},
 		{"--io-timeout", "1ns"}, {"--io-timeout", "999ms"},
+		{"--instance-ports", "20000"}, {"--instance-ports", "0-10"}, {"--instance-ports", "30000-20000"}, {"--instance-ports", "1-65536"}, {"--instance-provision-threads", "-1"}, {"--instance-hydration-threads", "two"}, {"--instance-max", "-1"},
+		{"--instance-memory", "0%"}, {"--instance-memory", "101%"}, {"--instance-memory", "NaN%"}, {"--instance-memory", "much"}, {"--instance-disk", "0"}, {"--instance-disk", "%"},
 	} {
-		if _, err := parse(t, "", append([]string{"node"}, args...)...); err == nil || !strings.Contains(err.Error(), args[0]) {
+		if _, err := parse(t, "", "node", args[0]+"="+args[1]); err == nil || !strings.Contains(err.Error(), args[0]) {
 			t.Errorf("%s: %v", args, err)
 		}
-		if _, err := parse(t, strings.TrimPrefix(args[0], "--")+": "+args[1], "node"); err == nil || !strings.Contains(err.Error(), args[0]) {
+		if _, err := parse(t, strings.TrimPrefix(args[0], "--")+": '"+args[1]+"'", "node"); err == nil || !strings.Contains(err.Error(), args[0]) {
 			t.Errorf("%s of the file: %v", args, err)
 		}
 	}
@@ -155,5 +160,26 @@ func TestLimitsThatCouldNeverWork(t *testing.T) {
 		if _, err := parse(t, "", append([]string{"node"}, args...)...); err != nil {
 			t.Errorf("%s: %v", args, err)
 		}
+	}
+}
+
+// TestHowInstancesAreRun: what a node is not told is for it to choose, and none is not what it is not told.
+func TestHowInstancesAreRun(t *testing.T) {
+	c, err := parse(t, "instance-ports: 7000-7009\ninstance-memory: 80%\nmemory: 1GiB\n", "node", "--instance-dir", "/srv/i", "--instance-provision-threads", "0", "--instance-disk", "10G", "--instance-max", "3")
+	got := c.Node.Instance.Config()
+	if err != nil || got.Provisions == nil || *got.Provisions != 0 || got.Hydrations != nil {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	got.Provisions = nil
+	want := node.Instances{Dir: "/srv/i", First: 7000, Last: 7009, Limits: instance.Limits{Instances: 3, Memory: instance.Share{Part: 0.8}, Disk: instance.Share{Bytes: 10 << 30}}}
+	if got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if c, err = parse(t, "", "node"); err != nil || c.Node.Instance.Config() != (node.Instances{First: 20000, Last: 29999}) {
+		t.Errorf("%+v, %v", c.Node.Instance.Config(), err)
+	}
+	t.Setenv("GRANGE_MEMORY", "1GiB") // the node's
+	if c, err = parse(t, "memory: 1GiB\n", "instance", "provision", "web1"); err != nil || c.Instance.Provision.Memory != 0 {
+		t.Errorf("%d, %v", c.Instance.Provision.Memory, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/doctor"
 	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/cmd/grange/units"
@@ -22,13 +23,13 @@ type doctorCmd struct{}
 
 // Run looks at this machine, as a node would start here by environment and config file,
 // and at the node if one answers; it fails when something stops a node from working.
-func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (*doctorCmd) Run(ctx context.Context, c *cli, app *ask.Node, std ask.Stdio) error {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
-	_, s, err := app.status(ctx)
+	_, s, err := app.Status(ctx)
 	var findings []doctor.Finding
-	if app.remote() == "" {
-		findings = app.examine(ctx, s, err)
+	if app.Remote == "" {
+		findings = c.examine(ctx, s, err)
 		if err != nil {
 			findings = append(findings, disksFinding(disksOfMine()), doctor.Note.Of("node", "does not answer here: "+err.Error()))
 		}
@@ -36,7 +37,7 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	switch {
 	case err == nil:
 		findings = append(findings, examineNode(s)...)
-	case app.remote() != "":
+	case app.Remote != "":
 		findings = append(findings, doctor.Bad.Of("node", err.Error()))
 	}
 	if err := report(app, std, findings); err != nil {
@@ -58,12 +59,12 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 const doctorTimeout = time.Minute
 
 // report prints findings: what is found may be long, so it is not cut.
-func report(app *cli, std stdio, findings []doctor.Finding) error {
+func report(app *ask.Node, std ask.Stdio, findings []doctor.Finding) error {
 	if app.JSON {
-		return json.NewEncoder(std.out).Encode(findings)
+		return json.NewEncoder(std.Out).Encode(findings)
 	}
 	for _, f := range findings {
-		if _, err := fmt.Fprintln(std.out, terminal.Wrap(fmt.Sprintf("%-4s %-12s %s", f.Mark, f.What, f.Text), terminal.Width(std.out))); err != nil {
+		if _, err := fmt.Fprintln(std.Out, terminal.Wrap(fmt.Sprintf("%-4s %-12s %s", f.Mark, f.What, f.Text), terminal.Width(std.Out))); err != nil {
 			return err
 		}
 	}
@@ -73,7 +74,7 @@ func report(app *cli, std stdio, findings []doctor.Finding) error {
 // examine looks at this machine, as a node would start here by environment and config
 // file, with the status of the node, or why there is none.
 func (c *cli) examine(ctx context.Context, s api.Status, away error) []doctor.Finding {
-	std := stdio{strings.NewReader(""), io.Discard, io.Discard}
+	std := ask.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}
 	var would cli
 	parser, err := newParser(&would, std)
 	if err == nil {
@@ -96,9 +97,9 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []doctor.Fi
 
 func examineNode(s api.Status) []doctor.Finding {
 	out := []doctor.Finding{
-		doctor.GoodIf(s.Ready).Of("node", cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")),
+		doctor.GoodIf(s.Ready).Of("node", cmp.Or(ask.Prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")),
 		doctor.GoodIf(s.Self.Revoked.IsZero()).Of("membership", cmp.Or(revoked(s.Self), string(s.Self.Role))),
-		doctor.GoodIf(originGood(s.Origin) || s.Seed != nil).Of("origin", s.Origin.State+prefixed(": ", s.Origin.Detail)),
+		doctor.GoodIf(originGood(s.Origin) || s.Seed != nil).Of("origin", s.Origin.State+ask.Prefixed(": ", s.Origin.Detail)),
 		doctor.GoodIf(!s.Cache.Full).Of("cache", fmt.Sprintf("%s of %s", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota))+beyond(s.Cache)),
 		doctor.GoodIf(s.Neighbourhood.State != node.FarmCutOff).Of("farm", neighbours(s)),
 	}
@@ -123,13 +124,6 @@ func beyond(c api.Cache) string {
 		return ""
 	}
 	return fmt.Sprintf(", of which the disk has room for %s", units.Bytes(c.Limit))
-}
-
-func prefixed(prefix, text string) string {
-	if text == "" {
-		return ""
-	}
-	return prefix + text
 }
 
 // disksOfMine says how a node would serve volumes that runs as this process does.

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -58,19 +59,19 @@ func (f *doorFlags) doors(dir string) (*doors, error) {
 	d := &doors{socket: cmp.Or(f.NBDSocket, filepath.Join(dir, nbd.SocketName)), address: f.NBD, left: map[string]*os.File{}}
 	for _, path := range []string{filepath.Join(dir, api.SocketName), d.socket} {
 		if err := nbd.CheckSocketPath(path); err != nil {
-			return nil, fmt.Errorf("%w: --data %s: %w; give a shorter --data, which may be a symbolic link to the folder", errUsage, dir, err)
+			return nil, fmt.Errorf("%w: --data %s: %w; give a shorter --data, which may be a symbolic link to the folder", ask.ErrUsage, dir, err)
 		}
 	}
 	d.config = nbd.ListenConfig{Mode: fs.FileMode(f.NBDMode), Inherited: inherited()}
 	if f.NBDGroup != "" {
 		gid, err := groupNumber(f.NBDGroup)
 		if err != nil {
-			return nil, fmt.Errorf("%w: --nbd-group: %w", errUsage, err)
+			return nil, fmt.Errorf("%w: --nbd-group: %w", ask.ErrUsage, err)
 		}
 		d.config.Group, d.config.Mode = &gid, cmp.Or(d.config.Mode, 0o660)
 	}
 	if err := f.checkAddress(); err != nil {
-		return nil, fmt.Errorf("%w: %w", errUsage, err)
+		return nil, fmt.Errorf("%w: %w", ask.ErrUsage, err)
 	}
 	var err error
 	if f.NBDTLS != "" {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
 )
@@ -35,7 +36,7 @@ func followed(s *follow.Standing) string {
 		out += fmt.Sprintf(" %d %%", 100*s.Done/s.Total)
 	}
 	if !s.Next.IsZero() && s.Next.After(time.Now()) {
-		out += " till " + moment(s.Next)
+		out += " till " + ask.Moment(s.Next)
 	}
 	if s.Older {
 		out += ", an older version is kept"
@@ -48,7 +49,7 @@ func followedLines(w io.Writer, f *images.Followed) {
 	if f == nil {
 		return
 	}
-	fmt.Fprintf(w, "follows\t%s: %s", strings.Join(f.Patterns, ", "), count(f.Names, "name"))
+	fmt.Fprintf(w, "follows\t%s: %s", strings.Join(f.Patterns, ", "), ask.Count(f.Names, "name"))
 	for _, state := range slices.Sorted(maps.Keys(f.States)) {
 		fmt.Fprintf(w, ", %d %s", f.States[state], state)
 	}
@@ -57,7 +58,7 @@ func followedLines(w io.Writer, f *images.Followed) {
 		fmt.Fprintf(w, "\t%s: no such name is known\n", p)
 	}
 	for _, s := range f.Behind {
-		fmt.Fprintf(w, "\t%s: %s%s%s\n", s.Name, followed(&s), bySource(s.Bytes), prefixed(": ", s.Why))
+		fmt.Fprintf(w, "\t%s: %s%s%s\n", s.Name, followed(&s), ask.BySource(s.Bytes), ask.Prefixed(": ", s.Why))
 	}
 	if shown := len(f.Behind) + f.States[follow.Warm]; shown < f.Names {
 		fmt.Fprintf(w, "\tand %d more\n", f.Names-shown)

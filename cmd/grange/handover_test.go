@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/simulations/soak"
@@ -149,8 +150,8 @@ func (s *served) hangs(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	app := cli{Data: filepath.Join(s.dir, "data")}
-	if err := app.ask(t.Context(), "PUT", "/api/images/silent", api.ImportRequest{Options: convert.Options{Path: filepath.Dir(folder)}}, nil); err != nil {
+	app := ask.Node{Data: filepath.Join(s.dir, "data")}
+	if err := app.Ask(t.Context(), "PUT", "/api/images/silent", api.ImportRequest{Options: convert.Options{Path: filepath.Dir(folder)}}, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +12,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
+	"github.com/grangemesh/grange/cmd/grange/volume"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/origin/content"
@@ -46,19 +46,19 @@ type imageImportCmd struct {
 	Size    units.Size     `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
 
-func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *imageImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	scope, err := publishing(c.Name, c.Scope)
 	if err != nil {
 		return err
 	}
 	source := c.Source
-	if source == "-" && app.remote() != "" {
-		return fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
+	if source == "-" && app.Remote != "" {
+		return fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", ask.ErrUsage)
 	}
 	if source == "-" {
 		op := api.Operation{Kind: "import", Target: c.Name, State: "running", Note: "reading the standard input"}
-		each, end := showProgress(std.err, op)
-		spool, err := spoolStdin(app.Data, &watched{std.in, op, each})
+		each, end := ask.ShowProgress(std.Err, op)
+		spool, err := spoolStdin(app.Data, &watched{std.In, op, each})
 		end()
 		if err != nil {
 			return err
@@ -68,17 +68,17 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	} else if source, err = filepath.Abs(source); err != nil {
 		return err
 	}
-	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
+	return app.Operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
 }
 
 // publishing checks a name to publish under, and reads the scope.
 func publishing(name, scope string) (content.Scope, error) {
 	out, err := content.ParseScope(scope)
 	if err != nil {
-		return out, fmt.Errorf("%w: --scope: %w", errUsage, err)
+		return out, fmt.Errorf("%w: --scope: %w", ask.ErrUsage, err)
 	}
 	if err := content.KindImage.CheckName(name); err != nil {
-		return out, fmt.Errorf("%w: %w", errUsage, err)
+		return out, fmt.Errorf("%w: %w", ask.ErrUsage, err)
 	}
 	return out, nil
 }
@@ -118,24 +118,15 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 	return f.Name(), nil
 }
 
-// operate starts long work and follows it to its end.
-func (c *cli) operate(ctx context.Context, std stdio, method, path string, body any) error {
-	var op api.Operation
-	if err := c.ask(ctx, method, path, body, &op); err != nil {
-		return err
-	}
-	return c.follow(ctx, std, op)
-}
-
 type imageLsCmd struct{}
 
-func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *imageLsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	return listImages(ctx, app, std, "/api/images")
 }
 
 // listImages lists images, or trees. It says too when the list is not whole, which a short one does not show.
-func listImages(ctx context.Context, app *cli, std stdio, path string) error {
-	err := list(ctx, app, std, path, func(w io.Writer, images []api.Image) {
+func listImages(ctx context.Context, app *ask.Node, std ask.Stdio, path string) error {
+	err := ask.List(ctx, app, std, path, func(w io.Writer, images []api.Image) {
 		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tFOLLOWED\tROOT")
 		for _, i := range images {
 			name := i.Name
@@ -148,8 +139,8 @@ func listImages(ctx context.Context, app *cli, std stdio, path string) error {
 	if err != nil {
 		return err
 	}
-	if _, s, err := app.status(ctx); err == nil && !originGood(s.Origin) {
-		complain(std.err, "this list may not be whole: the origin is "+s.Origin.State+prefixed(", ", s.Origin.Detail))
+	if _, s, err := app.Status(ctx); err == nil && !originGood(s.Origin) {
+		ask.Complain(std.Err, "this list may not be whole: the origin is "+s.Origin.State+ask.Prefixed(", ", s.Origin.Detail))
 	}
 	return nil
 }
@@ -174,17 +165,17 @@ type imageArg struct {
 
 type imageShowCmd struct{ imageArg }
 
-func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name) + "?holders=true"}, func(w io.Writer, i api.Image) {
+func (c *imageShowCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Get(imagePath(c.Name)+"?holders=true"), func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
-		fmt.Fprintf(w, "read from\t%s (%.2f of it)\n", sources(i.Bytes), i.Copies)
+		fmt.Fprintf(w, "read from\t%s (%.2f of it)\n", ask.Sources(i.Bytes), i.Copies)
 		for _, h := range i.Holders {
 			share := 100 * float64(h.Chunks) / float64(max(i.Chunks, 1))
-			fmt.Fprintf(w, "held by\t%s, farm %s: %s, %.0f %%%s\n", cmp.Or(h.Name, h.ID), cmp.Or(h.Farm, "none"), units.Bytes(h.Bytes), share, prefixed(", ", h.Way))
+			fmt.Fprintf(w, "held by\t%s, farm %s: %s, %.0f %%%s\n", cmp.Or(h.Name, h.ID), cmp.Or(h.Farm, "none"), units.Bytes(h.Bytes), share, ask.Prefixed(", ", h.Way))
 		}
 		if s := i.Followed; s != nil {
-			fmt.Fprintf(w, "followed\t%s%s%s\n", followed(s), bySource(s.Bytes), prefixed(": ", s.Why))
+			fmt.Fprintf(w, "followed\t%s%s%s\n", followed(s), ask.BySource(s.Bytes), ask.Prefixed(": ", s.Why))
 		}
 	})
 }
@@ -194,8 +185,8 @@ type imageTagCmd struct {
 	Tag  string `arg:"" help:"The tag, which stands for what the image is now."`
 }
 
-func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/tags/" + content.Segment(c.Tag)}, func(w io.Writer, i api.Image) {
+func (c *imageTagCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Put(imagePath(c.Name)+"/tags/"+content.Segment(c.Tag), nil), func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "%s → %s, which is %s\n", i.Name, i.Target, i.CID)
 	})
 }
@@ -205,26 +196,26 @@ type imageWarmCmd struct {
 	All bool `help:"On all nodes of this node's farm." env:"-"`
 }
 
-func (c *imageWarmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm?all="+strconv.FormatBool(c.All), nil)
+func (c *imageWarmCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return app.Operate(ctx, std, "POST", imagePath(c.Name)+"/warm?all="+strconv.FormatBool(c.All), nil)
 }
 
 type imagePinCmd struct{ imageArg }
 
-func (c *imagePinCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/pin"}, said("pinned %s", c.Name))
+func (c *imagePinCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Put(imagePath(c.Name)+"/pin", nil), ask.Said("pinned %s", c.Name))
 }
 
 type imageUnpinCmd struct{ imageArg }
 
-func (c *imageUnpinCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "DELETE", path: imagePath(c.Name) + "/pin"}, said("%s is pinned no more", c.Name))
+func (c *imageUnpinCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Delete(imagePath(c.Name)+"/pin"), ask.Said("%s is pinned no more", c.Name))
 }
 
 type imageVerifyCmd struct{ imageArg }
 
-func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/verify", nil)
+func (c *imageVerifyCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return app.Operate(ctx, std, "POST", imagePath(c.Name)+"/verify", nil)
 }
 
 type imagePromoteCmd struct {
@@ -234,59 +225,32 @@ type imagePromoteCmd struct {
 	Replace bool   `help:"Publish a new version of an image that exists."`
 }
 
-func (c *imagePromoteCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *imagePromoteCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	scope, err := publishing(c.Name, c.Scope)
 	if err != nil {
 		return err
 	}
-	path, err := diskPath(c.Ref, "/promote")
+	path, err := volume.DiskPath(c.Ref, "/promote")
 	if err != nil {
 		return err
 	}
-	return app.operate(ctx, std, "POST", path, api.PromoteSpec{Image: c.Name, Scope: scope, Replace: c.Replace})
+	return app.Operate(ctx, std, "POST", path, api.PromoteSpec{Image: c.Name, Scope: scope, Replace: c.Replace})
 }
 
 type imageExportCmd struct {
 	imageArg
-	exportTo
+	ask.ExportTo
 }
 
-func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return c.export(ctx, app, std, imagePath(c.Name)+"/export")
-}
-
-// exportTo is where commands write a disk.
-type exportTo struct {
-	File  string `arg:"" type:"path" help:"A file on the node's host, or - for standard output."`
-	Force bool   `env:"-" help:"Replace a file that is there."`
-}
-
-func (c *exportTo) export(ctx context.Context, app *cli, std stdio, path string) error {
-	if c.File != "-" {
-		return app.operate(ctx, std, "POST", path, api.ExportRequest{File: c.File, Force: c.Force})
-	}
-	if app.remote() != "" {
-		return fmt.Errorf("%w: standard output is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
-	}
-	spool := filepath.Join(app.Data, images.TempDir, "stdout-"+rand.Text()+".spool")
-	defer os.Remove(spool) // the node may have made it though this command was given up
-	if err := app.operate(ctx, stdio{std.in, std.err, std.err}, "POST", path, api.ExportRequest{File: spool}); err != nil {
-		return err
-	}
-	f, err := os.Open(spool)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(terminal.Raw(std.out), f)
-	return err
+func (c *imageExportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return c.Export(ctx, app, std, imagePath(c.Name)+"/export")
 }
 
 type imageRmCmd struct{ imageArg }
 
 // Run says what became of the name, and of what was made from it.
-func (c *imageRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "DELETE", path: imagePath(c.Name)}, func(w io.Writer, r api.Removed) {
+func (c *imageRmCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Delete(imagePath(c.Name)), func(w io.Writer, r api.Removed) {
 		if r.Kind == "" {
 			fmt.Fprintf(w, "no image, tree or tag is called %s\n", c.Name)
 			return
@@ -305,8 +269,8 @@ type cacheCmd struct {
 
 type cacheShowCmd struct{}
 
-func (c *cacheShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: "/api/cache"}, func(w io.Writer, k api.Cache) {
+func (c *cacheShowCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Get("/api/cache"), func(w io.Writer, k api.Cache) {
 		fmt.Fprintf(w, "chunks\t%d\nused\t%s of %s\nfull\t%v\n", k.Chunks, units.Bytes(k.Used), units.Bytes(k.Quota), k.Full)
 	})
 }
@@ -315,8 +279,8 @@ type cacheEvictCmd struct {
 	Size units.Size `arg:"" help:"How much to remove."`
 }
 
-func (c *cacheEvictCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{"POST", "/api/cache/evict", api.EvictRequest{Bytes: int64(c.Size)}}, func(w io.Writer, e api.Evicted) {
+func (c *cacheEvictCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Post("/api/cache/evict", api.EvictRequest{Bytes: int64(c.Size)}), func(w io.Writer, e api.Evicted) {
 		fmt.Fprintf(w, "removed %s; %d chunks are left, in %s\n", units.Bytes(e.Freed), e.Cache.Chunks, units.Bytes(e.Cache.Used))
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -21,10 +22,10 @@ import (
 func TestTokenStaysOutOfPs(t *testing.T) {
 	first := serveNode(t)
 	defer first.signal(t, syscall.SIGTERM)
-	app := cli{Data: filepath.Join(first.dir, "data")}
+	app := ask.Node{Data: filepath.Join(first.dir, "data")}
 	for _, form := range []string{"apart", "together"} {
 		var made api.Token
-		if err := app.ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
+		if err := app.Ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
 			t.Fatal(err)
 		}
 		args := []string{"node", "--data", filepath.Join(t.TempDir(), "data"), "--listen", "/ip4/127.0.0.1/tcp/0", "--origin", "file://" + filepath.Join(first.dir, "origin"), "--join"}
@@ -81,8 +82,8 @@ func TestWhereATokenComesFrom(t *testing.T) {
 		{"-", "", member, "", false}, {"@" + file + "x", "", member, "", false}, {"", "", member, "", true}, {"grange1x", "", member, "grange1x", false},
 	} {
 		c := memberFlags{Join: &x.join}
-		got, err := c.token(x.dir, stdio{in: strings.NewReader(x.in)})
-		if got != x.want || errors.Is(err, errUsage) != x.fails {
+		got, err := c.token(x.dir, ask.Stdio{In: strings.NewReader(x.in)})
+		if got != x.want || errors.Is(err, ask.ErrUsage) != x.fails {
 			t.Errorf("%q: %q, %v", x.join, got, err)
 		}
 	}

@@ -2,12 +2,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -20,14 +17,15 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
-	"github.com/grangemesh/grange/cmd/grange/client"
-	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/cmd/grange/instance"
+	"github.com/grangemesh/grange/cmd/grange/volume"
 	"github.com/grangemesh/grange/node/images"
 )
 
 func main() {
 	ctx, last := untilAsked()
-	os.Exit(run(ctx, os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}, last))
+	os.Exit(run(ctx, os.Args[1:], ask.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, last))
 }
 
 // lastCall reports whether the process has been asked to end, and gives the signals that
@@ -56,17 +54,6 @@ func untilAsked() (context.Context, lastCall) {
 	})
 }
 
-// stdio is where a command reads and writes.
-type stdio struct {
-	in       io.Reader
-	out, err io.Writer
-}
-
-// printable is std with commands' output as text.
-func (s stdio) printable() stdio {
-	return stdio{s.in, terminal.Printable{Writer: s.out}, terminal.Printable{Writer: s.err}}
-}
-
 // cli is every command with its flags: the one place that flags, environment
 // (GRANGE_NAME for a flag --name) and the config file fill.
 type cli struct {
@@ -76,35 +63,31 @@ type cli struct {
 	JSON    bool             `name:"json" help:"Print the API's document, as JSON." env:"-"`
 	Version kong.VersionFlag `help:"Print the version." env:"-"`
 
-	Node      nodeCmd      `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
-	Seed      seedCmd      `cmd:"" help:"Run a volunteer's seed: it holds public images and serves them, and relays for members behind NATs, as far as its limits go."`
-	Image     imageCmd     `cmd:"" help:"Publish and handle images."`
-	Tree      treeCmd      `cmd:"" help:"Publish and handle trees of files."`
-	Volume    volumeCmd    `cmd:"" help:"Create and handle volumes."`
-	Snapshot  snapshotCmd  `cmd:"" help:"Handle snapshots of volumes."`
-	Cache     cacheCmd     `cmd:"" help:"Show and shrink this node's cache."`
-	Operation operationCmd `cmd:"" help:"Show and cancel long work."`
-	Token     tokenCmd     `cmd:"" help:"Make and handle join tokens."`
-	Mesh      meshCmd      `cmd:"" help:"Show and handle the mesh."`
-	Resolve   resolveCmd   `cmd:"" help:"Say what a name stands for."`
-	Status    statusCmd    `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
-	Why       whyCmd       `cmd:"" help:"Say what the slowest reads of a volume waited for."`
-	Ping      pingCmd      `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
-	Doctor    doctorCmd    `cmd:"" help:"Look for what would stop a node from working here."`
-
-	dataGiven bool // --data stands on the command line, so that it comes before GRANGE_API
+	Node      nodeCmd                 `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
+	Seed      seedCmd                 `cmd:"" help:"Run a volunteer's seed: it holds public images and serves them, and relays for members behind NATs, as far as its limits go."`
+	Image     imageCmd                `cmd:"" help:"Publish and handle images."`
+	Tree      treeCmd                 `cmd:"" help:"Publish and handle trees of files."`
+	Volume    volume.Commands         `cmd:"" help:"Create and handle volumes."`
+	Snapshot  volume.SnapshotCommands `cmd:"" help:"Handle snapshots of volumes."`
+	Instance  instance.Commands       `cmd:"" help:"Provision and handle instances."`
+	Cache     cacheCmd                `cmd:"" help:"Show and shrink this node's cache."`
+	Operation operationCmd            `cmd:"" help:"Show and cancel long work."`
+	Token     tokenCmd                `cmd:"" help:"Make and handle join tokens."`
+	Mesh      meshCmd                 `cmd:"" help:"Show and handle the mesh."`
+	Resolve   resolveCmd              `cmd:"" help:"Say what a name stands for."`
+	Status    statusCmd               `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
+	Why       volume.Why              `cmd:"" help:"Say what the slowest reads of a volume waited for."`
+	Ping      pingCmd                 `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
+	Doctor    doctorCmd               `cmd:"" help:"Look for what would stop a node from working here."`
 }
 
-// errUsage marks errors in the command line, which exit with 2.
-var errUsage = errors.New("usage")
-
 // run executes one command and returns its exit code: 0 done, 1 failed, 2 for nonsense.
-func run(ctx context.Context, args []string, std stdio, last lastCall) int {
+func run(ctx context.Context, args []string, std ask.Stdio, last lastCall) int {
 	var c cli
 	code := -1
 	parser, err := newParser(&c, std, kong.Exit(func(n int) { code = n }), kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(last))
 	if err != nil {
-		fmt.Fprintf(std.err, "grange: %v\n", err)
+		fmt.Fprintf(std.Err, "grange: %v\n", err)
 		return 2
 	}
 	if len(args) == 0 {
@@ -115,19 +98,22 @@ func run(ctx context.Context, args []string, std stdio, last lastCall) int {
 		return code
 	}
 	if err != nil {
-		complain(std.err, fmt.Sprintf("%v\nsee `%s --help`", err, asFarAsUnderstood(err)))
+		ask.Complain(std.Err, fmt.Sprintf("%v\nsee `%s --help`", err, asFarAsUnderstood(err)))
 		return 2
 	}
-	c.dataGiven = onCommandLine(command, "data")
-	std = std.printable()
-	if err = command.Run(&c); err == nil {
+	node := ask.Node{Data: c.Data, JSON: c.JSON}
+	if !onCommandLine(command, "data") { // which comes before it
+		node.Remote = os.Getenv("GRANGE_API")
+	}
+	std = std.Printable()
+	if err = command.Run(&c, &node); err == nil {
 		return 0
 	}
 	if said, ok := errors.AsType[verdict](err); ok {
 		return int(said)
 	}
-	complain(std.err, err.Error())
-	if errors.Is(err, errUsage) {
+	ask.Complain(std.Err, err.Error())
+	if errors.Is(err, ask.ErrUsage) {
 		return 2
 	}
 	return 1
@@ -153,11 +139,11 @@ const description = `Peer-to-peer content distribution for server farms.
 
 Commands ask the node of --data over its socket, or the one that GRANGE_API names, HOST:PORT or the path of a socket, with GRANGE_TOKEN, or the api.token of --data, and GRANGE_CERT, a copy of its api.crt. They exit with 0 when done, 1 when not, and 2 for a command line that makes no sense; ping with more.`
 
-func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
+func newParser(c *cli, std ask.Stdio, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append([]kong.Option{
-		kong.Name("grange"), kong.Description(description), kong.Writers(std.out, std.err),
+		kong.Name("grange"), kong.Description(description), kong.Writers(std.Out, std.Err),
 		kong.Vars{"data": defaultData(), "config": defaultConfig(), "version": version(), "nbdsocket": nbd.SocketName, "formats": strings.Join(images.Formats(), ","), "formatlist": strings.Join(images.Formats(), ", ")}, kong.DefaultEnvars("GRANGE"),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.printable()),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.Printable()),
 	}, options...)...)
 }
 
@@ -197,87 +183,4 @@ func version() string {
 		}
 	}
 	return info.Main.Version
-}
-
-// remote is the address of a node that need not be on this host, or "".
-func (c *cli) remote() string {
-	if c.dataGiven {
-		return ""
-	}
-	return os.Getenv("GRANGE_API")
-}
-
-// client asks the node of the data folder on the command line, over its socket, else
-// GRANGE_API's, else that of the data folder set otherwise.
-func (c *cli) client() (*client.Client, error) {
-	return client.New(client.Config{Data: c.Data, Remote: c.remote(), Token: os.Getenv("GRANGE_TOKEN"), Certificate: os.Getenv("GRANGE_CERT")})
-}
-
-// ask sends in as JSON and reads the answer into out; either may be nil.
-func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
-	to, err := c.client()
-	if err != nil {
-		return err
-	}
-	return to.Ask(ctx, method, path, in, out)
-}
-
-// request is one that the API is asked.
-type request struct {
-	method, path string
-	body         any
-}
-
-// tell asks the API and prints its document with --json, else the text that is made of it, with columns where it has tabs.
-func tell[T any](ctx context.Context, app *cli, std stdio, r request, text func(w io.Writer, v T)) error {
-	var raw json.RawMessage
-	if err := app.ask(ctx, r.method, r.path, r.body, &raw); err != nil {
-		return err
-	}
-	return show(app, std, raw, text)
-}
-
-// list asks for a list, all of its pages, and prints it as tell does.
-func list[T any](ctx context.Context, app *cli, std stdio, path string, text func(w io.Writer, v []T)) error {
-	to, err := app.client()
-	if err != nil {
-		return err
-	}
-	raw, err := to.Pages(ctx, path)
-	if err != nil {
-		return err
-	}
-	return show(app, std, raw, text)
-}
-
-// show prints a document of the API; an empty one is of an answer without any.
-func show[T any](app *cli, std stdio, raw json.RawMessage, text func(w io.Writer, v T)) error {
-	raw = bytes.TrimSpace(raw)
-	if len(raw) == 0 {
-		raw = []byte("{}")
-	}
-	if app.JSON {
-		_, err := fmt.Fprintf(std.out, "%s\n", raw)
-		return err
-	}
-	var v T
-	if err := json.Unmarshal(raw, &v); err != nil {
-		return fmt.Errorf("the node's answer: %w", err)
-	}
-	var b strings.Builder
-	text(&b, v)
-	_, err := io.WriteString(std.out, terminal.Columns(b.String(), terminal.Width(std.out)))
-	return err
-}
-
-// said prints one line when something was done that has no document.
-func said(format string, args ...any) func(io.Writer, struct{}) {
-	return func(w io.Writer, _ struct{}) { fmt.Fprintf(w, format+"\n", args...) }
-}
-
-// complain prints an error: each of several on its own line, wrapped on a terminal.
-func complain(w io.Writer, text string) {
-	for line := range strings.Lines(text) {
-		fmt.Fprintln(w, terminal.Wrap("grange: "+strings.TrimSuffix(line, "\n"), terminal.Width(w)))
-	}
 }

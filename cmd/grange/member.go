@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/doctor"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
@@ -45,9 +46,9 @@ func (c *memberFlags) BeforeReset() error {
 }
 
 // config begins the configuration of a member, and what has to be done before.
-func (c *memberFlags) config(app *cli, std stdio) (cfg node.Config, err error) {
+func (c *memberFlags) config(app *cli, std ask.Stdio) (cfg node.Config, err error) {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
-		return cfg, fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
+		return cfg, fmt.Errorf("%w: --api %q: want HOST:PORT", ask.ErrUsage, c.API)
 	}
 	if !c.Check {
 		if err := c.hideToken(app.Data); err != nil {
@@ -58,7 +59,7 @@ func (c *memberFlags) config(app *cli, std stdio) (cfg node.Config, err error) {
 	if err != nil {
 		return cfg, err
 	}
-	log := newLog(std.err, app.Verbose, app.JSON || c.LogFormat == "json")
+	log := newLog(std.Err, app.Verbose, app.JSON || c.LogFormat == "json")
 	return node.Config{
 		Dir: app.Data, Join: token, Name: c.Name, Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap,
 		Quota: int64(c.Quota), Follow: c.Follow, Version: version(), Log: log,
@@ -117,7 +118,7 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 
 // token returns the join token: --join has it, or where it is, @FILE or - for standard
 // input. A member needs none: a removed file, or input, does not keep it from starting.
-func (c *memberFlags) token(dir string, std stdio) (string, error) {
+func (c *memberFlags) token(dir string, std ask.Stdio) (string, error) {
 	if c.Join == nil {
 		return "", nil
 	}
@@ -125,19 +126,19 @@ func (c *memberFlags) token(dir string, std stdio) (string, error) {
 	token := given
 	var err error
 	switch path, file := strings.CutPrefix(given, "@"); {
-	case given == fromStdin && member:
+	case given == ask.FromStdin && member:
 		return "", nil
-	case given == fromStdin || file:
-		token, err = std.readSecret(path)
+	case given == ask.FromStdin || file:
+		token, err = std.ReadSecret(path)
 	}
 	if (err != nil || token == "") && member && given != "" {
 		return "", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w: --join %s: %w", errUsage, given, err)
+		return "", fmt.Errorf("%w: --join %s: %w", ask.ErrUsage, given, err)
 	}
 	if token == "" {
-		return "", fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
+		return "", fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", ask.ErrUsage)
 	}
 	return token, nil
 }
@@ -149,9 +150,9 @@ func withoutToken(args []string, token string) ([]string, bool) {
 	for i, a := range args {
 		switch a {
 		case token:
-			a = fromStdin
+			a = ask.FromStdin
 		case "--join=" + token:
-			a = "--join=" + fromStdin
+			a = "--join=" + ask.FromStdin
 		}
 		found = found || a != args[i]
 		out[i] = a
@@ -162,7 +163,7 @@ func withoutToken(args []string, token string) ([]string, bool) {
 // hideToken takes a token off the command line, where all users of the host can see it: the process begins anew, under the same
 // ID, and reads the token from its standard input. It returns if there is nothing to hide, or it can't be done here.
 func (c *memberFlags) hideToken(dir string) error {
-	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
+	if c.Join == nil || *c.Join == ask.FromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
 		return nil
 	}
 	args, found := withoutToken(os.Args, *c.Join)
@@ -189,7 +190,7 @@ func limitMemory(limit units.Size, log *slog.Logger) error {
 	provider := memlimit.FromCgroup
 	switch {
 	case limit != 0 && limit < memoryMin:
-		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, units.Bytes(int64(limit)), units.Bytes(memoryMin))
+		return fmt.Errorf("%w: --memory %s: want at least %s", ask.ErrUsage, units.Bytes(int64(limit)), units.Bytes(memoryMin))
 	case limit != 0:
 		provider = memlimit.Limit(uint64(limit))
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime/debug"
 	"testing"
+
+	"github.com/grangemesh/grange/cmd/grange/ask"
 )
 
 // TestMemoryLimit: the flag sets the collector's limit, GOMEMLIMIT comes before it.
@@ -27,7 +29,7 @@ func TestMemoryLimit(t *testing.T) {
 	if err := limitMemory(1<<30, log); err != nil || debug.SetMemoryLimit(-1) != 4<<30 {
 		t.Errorf("GOMEMLIMIT was overruled: %d, %v", debug.SetMemoryLimit(-1), err)
 	}
-	if err := limitMemory(1<<20, log); !errors.Is(err, errUsage) {
+	if err := limitMemory(1<<20, log); !errors.Is(err, ask.ErrUsage) {
 		t.Errorf("a MiB: %v", err)
 	}
 }

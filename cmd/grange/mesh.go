@@ -17,6 +17,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/term"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
@@ -36,11 +37,11 @@ type meshCmd struct {
 
 type meshPeersCmd struct{}
 
-func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: "/api/peers"}, func(w io.Writer, p api.Peers) {
+func (c *meshPeersCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Get("/api/peers"), func(w io.Writer, p api.Peers) {
 		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tRECEIVED\tSENT\tFAILED\tPATH\tID")
 		row := func(m api.Peer) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State+prefixed(": ", m.Why), units.Bytes(m.Received), units.Bytes(m.Sent), m.Failures, m.Requests, cmp.Or(strings.TrimSpace(string(m.Way)+" "+m.Path), "-"), m.ID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State+ask.Prefixed(": ", m.Why), units.Bytes(m.Received), units.Bytes(m.Sent), m.Failures, m.Requests, cmp.Or(strings.TrimSpace(string(m.Way)+" "+m.Path), "-"), m.ID)
 		}
 		row(api.Peer{ID: p.Self.ID, Name: p.Self.Name, Farm: p.Self.Farm, Role: p.Self.Role, State: "this node"})
 		for _, m := range p.Peers {
@@ -51,14 +52,14 @@ func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 
 type meshMembersCmd struct{}
 
-func (c *meshMembersCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: "/api/members"}, membersTable)
+func (c *meshMembersCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Get("/api/members"), membersTable)
 }
 
 func membersTable(w io.Writer, members []api.Member) {
 	fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
 	for _, m := range members {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, moment(m.LastSeen), cmp.Or(m.Path, "-"), m.ID)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, ask.Moment(m.LastSeen), cmp.Or(m.Path, "-"), m.ID)
 	}
 }
 
@@ -67,26 +68,26 @@ type meshRevokeCmd struct {
 	Myself bool   `env:"-" help:"Revoke this node itself."`
 }
 
-func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *meshRevokeCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	path := "/api/members/" + url.PathEscape(c.Member)
 	if c.Myself {
 		path += "?myself=true"
 	}
-	return tell(ctx, app, std, request{method: "DELETE", path: path}, func(w io.Writer, r api.Revoked) {
+	return ask.Tell(ctx, app, std, ask.Delete(path), func(w io.Writer, r api.Revoked) {
 		if r.Member.Key.IsZero() {
 			fmt.Fprintf(w, "token %s is useless now; nobody had joined with it\n", r.Token)
 			return
 		}
 		fmt.Fprintf(w, "revoked %s %s, %s of farm %s; it was told to %s, the others will hear of it from the first that they meet\n",
-			r.Member.ID, r.Member.Name, cmp.Or(r.Member.Role, "unknown"), cmp.Or(r.Member.Farm, "?"), count(r.Told, "connected member"))
+			r.Member.ID, r.Member.Name, cmp.Or(r.Member.Role, "unknown"), cmp.Or(r.Member.Farm, "?"), ask.Count(r.Told, "connected member"))
 		fmt.Fprintln(w, "`grange mesh rotate` changes the secrets that it knows")
 	})
 }
 
 type meshRotateCmd struct{}
 
-func (c *meshRotateCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "POST", path: "/api/mesh/rotate"}, func(w io.Writer, r api.Rotated) {
+func (c *meshRotateCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Post("/api/mesh/rotate", nil), func(w io.Writer, r api.Rotated) {
 		fmt.Fprintf(w, "the secrets are of generation %d now; members that are away get them when they are back\n", r.Generation)
 	})
 }
@@ -97,7 +98,7 @@ type exportKeyCmd struct {
 	PassphraseFile string `env:"-" help:"Encrypt with the passphrase in a file." placeholder:"FILE"`
 }
 
-func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *exportKeyCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	phrase, err := passphrase(std, c.Passphrase, c.PassphraseFile)
 	if err != nil {
 		return err
@@ -112,7 +113,7 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		}
 	}
 	var key api.MeshKey
-	if err := app.ask(ctx, "GET", "/api/mesh/key", nil, &key); err != nil {
+	if err := app.Ask(ctx, "GET", "/api/mesh/key", nil, &key); err != nil {
 		return err
 	}
 	sealed, err := sealKey(key.Key, phrase)
@@ -121,9 +122,9 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	}
 	if c.File == "-" {
 		if app.JSON {
-			return json.NewEncoder(std.out).Encode(api.MeshKey{Key: string(sealed)})
+			return json.NewEncoder(std.Out).Encode(api.MeshKey{Key: string(sealed)})
 		}
-		_, err := std.out.Write(sealed)
+		_, err := std.Out.Write(sealed)
 		return err
 	}
 	f, err := os.OpenFile(c.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -141,7 +142,7 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if phrase != "" {
 		who += " and the passphrase"
 	}
-	return show(app, std, nil, said("the mesh key is in %s: %s rules the mesh", c.File, who))
+	return ask.Show(app, std, nil, ask.Said("the mesh key is in %s: %s rules the mesh", c.File, who))
 }
 
 type importKeyCmd struct {
@@ -149,8 +150,8 @@ type importKeyCmd struct {
 	PassphraseFile string `env:"-" help:"Where the passphrase of an encrypted file stands; it is asked for when not given." placeholder:"FILE"`
 }
 
-func (c *importKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	sealed, err := std.read(c.File)
+func (c *importKeyCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	sealed, err := std.Read(c.File)
 	if err != nil {
 		return fmt.Errorf("import mesh key: %w", err)
 	}
@@ -167,14 +168,10 @@ func (c *importKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, err := trust.ParseKeyFile(text); err != nil {
 		return fmt.Errorf("import mesh key: %s: %w", c.File, err)
 	}
-	return tell(ctx, app, std, request{"PUT", "/api/mesh/key", api.MeshKey{Key: text}}, said("this node has the mesh key, and is an admin"))
+	return ask.Tell(ctx, app, std, ask.Put("/api/mesh/key", api.MeshKey{Key: text}), ask.Said("this node has the mesh key, and is an admin"))
 }
 
-const (
-	// secretMax bounds a file that holds a key, a token or a passphrase.
-	secretMax = 64 << 10
-	ageMagic  = "age-encryption.org/"
-)
+const ageMagic = "age-encryption.org/"
 
 func sealKey(text, phrase string) ([]byte, error) {
 	if phrase == "" {
@@ -205,7 +202,7 @@ func openKey(sealed []byte, phrase string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("decrypt: the passphrase is another, or the file is damaged: %w", err)
 	}
-	b, err := io.ReadAll(io.LimitReader(r, secretMax))
+	b, err := io.ReadAll(io.LimitReader(r, ask.SecretMax))
 	if err != nil {
 		return "", fmt.Errorf("decrypt: %w", err)
 	}
@@ -213,10 +210,10 @@ func openKey(sealed []byte, phrase string) (string, error) {
 }
 
 // passphrase asks for one or reads a file; "" is none. All could see an argument.
-func passphrase(std stdio, ask bool, file string) (string, error) {
+func passphrase(std ask.Stdio, wanted bool, file string) (string, error) {
 	switch {
 	case file != "":
-		b, err := std.readSecret(file)
+		b, err := std.ReadSecret(file)
 		if err == nil && b == "" {
 			err = errors.New("it is empty")
 		}
@@ -224,48 +221,25 @@ func passphrase(std stdio, ask bool, file string) (string, error) {
 			return "", fmt.Errorf("passphrase in %s: %w", file, err)
 		}
 		return b, nil
-	case ask:
+	case wanted:
 		return prompt(std, "passphrase: ")
 	}
 	return "", nil
 }
 
 // prompt asks on the terminal, without showing what is typed.
-func prompt(std stdio, text string) (string, error) {
-	in, ok := std.in.(*os.File)
+func prompt(std ask.Stdio, text string) (string, error) {
+	in, ok := std.In.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
-		return "", fmt.Errorf("%w: the passphrase is asked for on a terminal, and there is none; use --passphrase-file", errUsage)
+		return "", fmt.Errorf("%w: the passphrase is asked for on a terminal, and there is none; use --passphrase-file", ask.ErrUsage)
 	}
-	fmt.Fprint(std.err, text)
+	fmt.Fprint(std.Err, text)
 	b, err := term.ReadPassword(int(in.Fd()))
-	fmt.Fprintln(std.err)
+	fmt.Fprintln(std.Err)
 	if err == nil && len(b) == 0 {
 		err = errors.New("the passphrase is empty")
 	}
 	return string(b), err
-}
-
-// fromStdin stands for the standard input, in the place of a file.
-const fromStdin = "-"
-
-// read reads a small file, or the standard input.
-func (s stdio) read(path string) ([]byte, error) {
-	in := s.in
-	if path != fromStdin {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	return io.ReadAll(io.LimitReader(in, secretMax))
-}
-
-// readSecret reads what is in one without the white space around it.
-func (s stdio) readSecret(path string) (string, error) {
-	b, err := s.read(path)
-	return strings.TrimSpace(string(b)), err
 }
 
 type tokenCmd struct {
@@ -280,11 +254,11 @@ type tokenCreateCmd struct {
 	Lifetime units.Span `default:"24h" help:"How long the token is good."`
 }
 
-func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *tokenCreateCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	wanted := api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: time.Duration(c.Lifetime).Seconds()}
-	return tell(ctx, app, std, request{"POST", "/api/tokens", wanted}, func(w io.Writer, t api.Token) {
+	return ask.Tell(ctx, app, std, ask.Post("/api/tokens", wanted), func(w io.Writer, t api.Token) {
 		if t.Limits != "" {
-			complain(std.err, t.Limits)
+			ask.Complain(std.Err, t.Limits)
 		}
 		fmt.Fprintln(w, t.Token)
 	})
@@ -292,8 +266,8 @@ func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 
 type tokenLsCmd struct{}
 
-func (c *tokenLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: "/api/tokens"}, func(w io.Writer, tokens []api.Token) {
+func (c *tokenLsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Get("/api/tokens"), func(w io.Writer, tokens []api.Token) {
 		fmt.Fprintln(w, "ID\tROLE\tFARM\tSTATE\tEXPIRES\tUSED BY")
 		for _, t := range tokens {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", t.ID, t.Role, t.Farm, t.State, t.Expires.Local().Format(time.DateTime), t.UsedBy)
@@ -305,20 +279,20 @@ type tokenRevokeCmd struct {
 	ID string `arg:"" help:"As token ls has it."`
 }
 
-func (c *tokenRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "DELETE", path: "/api/tokens/" + url.PathEscape(c.ID)}, said("token %s is useless now", c.ID))
+func (c *tokenRevokeCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Delete("/api/tokens/"+url.PathEscape(c.ID)), ask.Said("token %s is useless now", c.ID))
 }
 
 type resolveCmd struct {
 	Name string `arg:"" help:"A name, or KIND:NAME, as image:debian."`
 }
 
-func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *resolveCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	kind, name := content.CutKind(c.Name)
 	if err := cmp.Or(kind, content.KindImage).CheckName(name); err != nil {
-		return fmt.Errorf("%w: %w", errUsage, err)
+		return fmt.Errorf("%w: %w", ask.ErrUsage, err)
 	}
-	return tell(ctx, app, std, request{method: "GET", path: "/api/resolve/" + content.Segment(c.Name)}, func(w io.Writer, r api.Resolved) {
+	return ask.Tell(ctx, app, std, ask.Get("/api/resolve/"+content.Segment(c.Name)), func(w io.Writer, r api.Resolved) {
 		confirmed := "confirmed by the origin"
 		if !r.Confirmed {
 			confirmed = "unconfirmed: " + cmp.Or(r.Warning, "the origin does not answer")
@@ -340,18 +314,18 @@ const (
 )
 
 // Run asks once, or until the node is ready, and prints the last answer.
-func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *statusCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	within := cmp.Or(time.Duration(c.Wait), statusTimeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the node does not answer within %s", within))
 	defer cancel()
 	tick := time.Tick(statusInterval)
-	raw, s, err := app.status(ctx)
+	raw, s, err := app.Status(ctx)
 	for c.Wait > 0 && !s.Ready && ctx.Err() == nil {
 		select {
 		case <-tick:
 		case <-ctx.Done():
 		}
-		if r, now, nerr := app.status(ctx); ctx.Err() == nil {
+		if r, now, nerr := app.Status(ctx); ctx.Err() == nil {
 			raw, s, err = r, now, nerr
 		}
 	}
@@ -367,35 +341,28 @@ func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return err
 }
 
-func (c *statusCmd) show(ctx context.Context, app *cli, std stdio, status json.RawMessage) error {
+func (c *statusCmd) show(ctx context.Context, app *ask.Node, std ask.Stdio, status json.RawMessage) error {
 	if !c.All {
-		return show(app, std, status, statusTable)
+		return ask.Show(app, std, status, statusTable)
 	}
 	var members json.RawMessage
-	if err := app.ask(ctx, "GET", "/api/members", nil, &members); err != nil {
+	if err := app.Ask(ctx, "GET", "/api/members", nil, &members); err != nil {
 		return err
 	}
 	if app.JSON {
-		return json.NewEncoder(std.out).Encode(map[string]json.RawMessage{"node": status, "members": members})
+		return json.NewEncoder(std.Out).Encode(map[string]json.RawMessage{"node": status, "members": members})
 	}
-	if err := show(app, std, status, statusTable); err != nil {
+	if err := ask.Show(app, std, status, statusTable); err != nil {
 		return err
 	}
-	fmt.Fprintln(std.out)
-	return show(app, std, members, membersTable)
-}
-
-func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, err error) {
-	if err = c.ask(ctx, "GET", "/api/status", nil, &raw); err == nil {
-		err = json.Unmarshal(raw, &s)
-	}
-	return raw, s, err
+	fmt.Fprintln(std.Out)
+	return ask.Show(app, std, members, membersTable)
 }
 
 func statusTable(w io.Writer, s api.Status) {
-	fmt.Fprintf(w, "node\t%s %s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.Name, s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), neighbours(s), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
-	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
-	fmt.Fprintf(w, "read from\t%s\n", sources(s.Bytes))
+	fmt.Fprintf(w, "node\t%s %s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.Name, s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), neighbours(s), s.Self.Role, ask.Prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
+	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota), beyond(s.Cache), ask.Count(int(s.Cache.Chunks), "chunk"), s.Volumes, ask.Prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
+	fmt.Fprintf(w, "read from\t%s\n", ask.Sources(s.Bytes))
 	followedLines(w, s.Followed)
 	seedTable(w, s.Seed)
 	for _, a := range s.Self.Addrs {
@@ -406,18 +373,13 @@ func statusTable(w io.Writer, s api.Status) {
 	}
 }
 
-// sources says where bytes came from.
-func sources(b api.Bytes) string {
-	return fmt.Sprintf("cache %s, farm %s, swarm %s, origin %s", units.Bytes(b.Cache), units.Bytes(b.Farm), units.Bytes(b.Swarm), units.Bytes(b.Origin))
-}
-
 // neighbours says how many a node has, and what is wrong with its farm.
 func neighbours(s api.Status) string {
-	text := count(len(s.Farm), "neighbour")
+	text := ask.Count(len(s.Farm), "neighbour")
 	if s.Neighbourhood.State == node.FarmCutOff {
 		text += ", " + s.Neighbourhood.State
 	}
-	return text + prefixed(": ", s.Neighbourhood.Detail)
+	return text + ask.Prefixed(": ", s.Neighbourhood.Detail)
 }
 
 // revoked says what became of a node that is no member any more, and what to do.
@@ -426,14 +388,6 @@ func revoked(self api.Self) string {
 		return ""
 	}
 	return "revoked on " + self.Revoked.Local().Format(time.DateTime) + "; to come back it needs an empty --data and a new token"
-}
-
-// count is "1 chunk" or "2 chunks".
-func count(n int, what string) string {
-	if n != 1 {
-		what += "s"
-	}
-	return fmt.Sprintf("%d %s", n, what)
 }
 
 // verdict is the exit code of a command that was done, and says something by it.
@@ -460,12 +414,12 @@ func (c *pingCmd) Help() string {
 }
 
 // Run asks the node to reach the member, and to be answered by it.
-func (c *pingCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *pingCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("ping %s: no answer within %s", c.Peer, time.Duration(c.Timeout)))
 	defer cancel()
 	var raw json.RawMessage
 	var p api.Ping
-	err := app.ask(ctx, "GET", fmt.Sprintf("/api/peers/%s/ping?count=%d", url.PathEscape(c.Peer), c.Count), nil, &raw)
+	err := app.Ask(ctx, "GET", fmt.Sprintf("/api/peers/%s/ping?count=%d", url.PathEscape(c.Peer), c.Count), nil, &raw)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.Cause(ctx)
 	}
@@ -473,7 +427,7 @@ func (c *pingCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		err = json.Unmarshal(raw, &p)
 	}
 	if err == nil {
-		err = show(app, std, raw, pingTable)
+		err = ask.Show(app, std, raw, pingTable)
 	}
 	switch {
 	case err != nil:
@@ -487,7 +441,7 @@ func (c *pingCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 func pingTable(w io.Writer, p api.Ping) {
-	fmt.Fprintf(w, "%s\t%s\nway\t%s, at %s\n", cmp.Or(p.Name, "member"), p.ID+prefixed(" of farm ", p.Farm), p.Way, p.Path)
+	fmt.Fprintf(w, "%s\t%s\nway\t%s, at %s\n", cmp.Or(p.Name, "member"), p.ID+ask.Prefixed(" of farm ", p.Farm), p.Way, p.Path)
 	for i, s := range p.RoundTrips {
 		fmt.Fprintf(w, "answer %d\t%.2f ms\n", i+1, 1000*s)
 	}

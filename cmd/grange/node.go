@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/cmd/grange/instance"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -33,6 +35,8 @@ type nodeCmd struct {
 	OriginRequests units.Frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
 	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
 
+	Instance instance.Flags `embed:"" prefix:"instance-"`
+
 	NoOriginFallback []follow.Pattern `help:"Read these images and volumes from members alone, never from the origin: what no member has fails." placeholder:"NAME,image:NAME,tag:TAG,PATTERN,…"`
 
 	memberFlags
@@ -40,13 +44,13 @@ type nodeCmd struct {
 }
 
 // Run serves until ctx ends, or the node hands over to its program's newest version.
-func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) error {
+func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCall) error {
 	if len(c.FarmJoin) > 0 && c.FarmBind == "" {
-		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", errUsage)
+		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", ask.ErrUsage)
 	}
 	for _, origin := range c.Origin {
 		if strings.Contains(origin, ",s3://") || strings.Contains(origin, ",file://") || strings.Contains(origin, ",https://") {
-			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
+			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", ask.ErrUsage, origin)
 		}
 	}
 	cfg, err := c.config(app, std)
@@ -61,6 +65,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
+	cfg.Instances = c.Instance.Config()
 	cfg.NoOrigin, cfg.OriginLimits = c.NoOriginFallback, budget.Limits{Requests: float64(c.OriginRequests), Bytes: int64(c.OriginRate)}
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/operations"
 )
@@ -59,7 +60,7 @@ func TestTerminalIsNotSteered(t *testing.T) {
 	t.Cleanup(func() { srv.Close() })
 	for _, args := range [][]string{{"mesh", "peers"}, {"mesh", "peers", "--json"}, {"image", "pin", "x"}, {"image", "warm", "x"}} {
 		var out, errs bytes.Buffer
-		run(t.Context(), append(args, "--data", dir), stdio{strings.NewReader(""), &out, &errs}, nil)
+		run(t.Context(), append(args, "--data", dir), ask.Stdio{In: strings.NewReader(""), Out: &out, Err: &errs}, nil)
 		text := out.String() + errs.String()
 		if strings.ContainsAny(text, "\x1b\a\u009b\u202e\r") || !strings.Contains(text, `\u001b`) {
 			t.Errorf("%v printed %q", args, text)

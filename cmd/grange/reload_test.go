@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -107,7 +108,7 @@ func TestStandardInputForANodeOfAnotherUser(t *testing.T) {
 	s.await(t, "serving")
 	var out, complaint bytes.Buffer
 	in := io.MultiReader(strings.NewReader(strings.Repeat("grange", 1<<20)), bytes.NewReader(make([]byte, 2<<20)))
-	if code := run(t.Context(), []string{"image", "import", "piped", "-", "--format", "raw", "--data", data}, stdio{in, &out, &complaint}, nil); code != 0 {
+	if code := run(t.Context(), []string{"image", "import", "piped", "-", "--format", "raw", "--data", data}, ask.Stdio{In: in, Out: &out, Err: &complaint}, nil); code != 0 {
 		t.Errorf("code %d: %s%s", code, out.String(), complaint.String())
 	}
 	s.signal(t, syscall.SIGTERM)

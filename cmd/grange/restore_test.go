@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -109,9 +110,9 @@ func TestRestoredFolders(t *testing.T) {
 // remembered or a token spent: the same folder, and the same token, do for the next try.
 func TestFirstStartLooksFirst(t *testing.T) {
 	first := serveNode(t)
-	app := cli{Data: filepath.Join(first.dir, "data")}
+	app := ask.Node{Data: filepath.Join(first.dir, "data")}
 	var made api.Token
-	if err := app.ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
+	if err := app.Ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
 		t.Fatal(err)
 	}
 	token := filepath.Join(first.dir, "token")
@@ -197,11 +198,11 @@ func TestDisksAreServedWhateverTheNetworkSays(t *testing.T) {
 		s := s.stranger(t, s.dir, bad)
 		s.await(t, "INF serving")
 		var v api.Volume
-		if err := (&cli{Data: data}).ask(t.Context(), "GET", "/api/volumes/disk", nil, &v); err != nil {
+		if err := (&ask.Node{Data: data}).Ask(t.Context(), "GET", "/api/volumes/disk", nil, &v); err != nil {
 			t.Error(err)
 		}
 		until(t, fmt.Sprintf("%q: disk is served", bad), func() bool {
-			err := (&cli{Data: data}).ask(t.Context(), "GET", "/api/volumes/disk", nil, &v)
+			err := (&ask.Node{Data: data}).Ask(t.Context(), "GET", "/api/volumes/disk", nil, &v)
 			return err == nil && (v.State == "attached" || v.State == "uncommitted")
 		})
 		if i%2 == 0 { // both ways to end it

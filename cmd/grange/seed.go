@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/seed"
@@ -43,7 +44,7 @@ func (c *seedCmd) Validate() error {
 }
 
 // Run serves until ctx ends, or the seed hands over to its program's newest version.
-func (c *seedCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) error {
+func (c *seedCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCall) error {
 	cfg, err := c.config(app, std)
 	if err != nil {
 		return err
@@ -76,8 +77,8 @@ func seedTable(w io.Writer, v *seed.View) {
 	if v.Rate > 0 {
 		rate = units.Bytes(v.Rate) + "/s"
 	}
-	fmt.Fprintf(w, "sends\t%s%s\nupload\t%s\nsent\t%s in %s%s: %s served to %s, to %d of them today; %s relayed\n", v.State, prefixed(", ", v.Detail), rate,
-		units.Bytes(v.Served+v.Relayed), v.Month, limit, units.Bytes(v.Served), count(v.PeersAll, "peer"), v.PeersDay, units.Bytes(v.Relayed))
+	fmt.Fprintf(w, "sends\t%s%s\nupload\t%s\nsent\t%s in %s%s: %s served to %s, to %d of them today; %s relayed\n", v.State, ask.Prefixed(", ", v.Detail), rate,
+		units.Bytes(v.Served+v.Relayed), v.Month, limit, units.Bytes(v.Served), ask.Count(v.PeersAll, "peer"), v.PeersDay, units.Bytes(v.Relayed))
 	for _, i := range v.Images[:min(len(v.Images), imagesShown)] {
 		fmt.Fprintf(w, "of\t%s %s\n", i.Name, units.Bytes(i.Served))
 	}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -26,10 +27,10 @@ func farmOf(t *testing.T, n int) []*served {
 	first := ownAddress(0)
 	all := []*served{startNode(t, os.Args[0], t.TempDir(), "--farm-bind", first)}
 	all[0].await(t, "serving")
-	app := cli{Data: filepath.Join(all[0].dir, "data")}
+	app := ask.Node{Data: filepath.Join(all[0].dir, "data")}
 	for i := 1; i < n; i++ {
 		var made api.Token
-		if err := app.ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
+		if err := app.Ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
 			t.Fatal(err)
 		}
 		dir := t.TempDir()
@@ -42,7 +43,7 @@ func farmOf(t *testing.T, n int) []*served {
 	for _, s := range all {
 		until(t, fmt.Sprintf("%d neighbours", n-1), func() bool {
 			var st api.Status
-			err := (&cli{Data: filepath.Join(s.dir, "data")}).ask(t.Context(), "GET", "/api/status", nil, &st)
+			err := (&ask.Node{Data: filepath.Join(s.dir, "data")}).Ask(t.Context(), "GET", "/api/status", nil, &st)
 			return err == nil && len(st.Farm) == n-1
 		})
 	}

@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/cmd/grange/ask"
 )
 
 // openTerminal returns both ends of a terminal of so many columns.
@@ -62,7 +64,7 @@ func TestErrorsStandOnTheirOwnLine(t *testing.T) {
 			shown <- string(b)
 		}()
 		var out bytes.Buffer
-		code := run(t.Context(), []string{"image", "import", "x", "/dev/null", "--data", data}, stdio{strings.NewReader(""), &out, end}, nil)
+		code := run(t.Context(), []string{"image", "import", "x", "/dev/null", "--data", data}, ask.Stdio{In: strings.NewReader(""), Out: &out, Err: end}, nil)
 		end.Close()
 		text := <-shown
 		before, complaint, found := strings.Cut(text, "grange: ")

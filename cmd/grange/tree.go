@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
@@ -38,7 +39,7 @@ type treeImportCmd struct {
 	Replace bool   `help:"Publish a new version of a tree that exists."`
 }
 
-func (c *treeImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *treeImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	scope, err := publishing(c.Name, c.Scope)
 	if err != nil {
 		return err
@@ -47,12 +48,12 @@ func (c *treeImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err != nil {
 		return err
 	}
-	return app.operate(ctx, std, "PUT", treePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source}, Scope: scope, Replace: c.Replace})
+	return app.Operate(ctx, std, "PUT", treePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source}, Scope: scope, Replace: c.Replace})
 }
 
 type treeLsCmd struct{}
 
-func (c *treeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *treeLsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	return listImages(ctx, app, std, "/api/trees")
 }
 
@@ -61,19 +62,19 @@ type treeMountCmd struct {
 	Dir  string `arg:"" optional:"" type:"path" help:"An empty folder on the node's host."`
 }
 
-func (c *treeMountCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *treeMountCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	switch {
 	case c.Name == "":
-		return list(ctx, app, std, "/api/mounts", func(w io.Writer, mounts []api.Mount) {
+		return ask.List(ctx, app, std, "/api/mounts", func(w io.Writer, mounts []api.Mount) {
 			fmt.Fprintln(w, "DIR\tNAME\tSINCE\tROOT\tERROR")
 			for _, m := range mounts {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Dir, m.Name, m.Since.Local().Format(time.DateTime), m.CID, m.Error)
 			}
 		})
 	case c.Dir == "":
-		return fmt.Errorf("%w: say where: grange tree mount %s DIR", errUsage, c.Name)
+		return fmt.Errorf("%w: say where: grange tree mount %s DIR", ask.ErrUsage, c.Name)
 	}
-	return tell(ctx, app, std, request{"POST", treePath(c.Name) + "/mounts", api.MountRequest{Dir: c.Dir}}, func(w io.Writer, m api.Mount) {
+	return ask.Tell(ctx, app, std, ask.Post(treePath(c.Name)+"/mounts", api.MountRequest{Dir: c.Dir}), func(w io.Writer, m api.Mount) {
 		fmt.Fprintf(w, "%s is at %s, which is %s\n", m.Name, m.Dir, m.CID)
 	})
 }
@@ -82,8 +83,8 @@ type treeUnmountCmd struct {
 	Dir string `arg:"" type:"path" help:"Where the tree is mounted."`
 }
 
-func (c *treeUnmountCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "DELETE", path: "/api/mounts?dir=" + url.QueryEscape(c.Dir)}, said("nothing is mounted at %s", c.Dir))
+func (c *treeUnmountCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return ask.Tell(ctx, app, std, ask.Delete("/api/mounts?dir="+url.QueryEscape(c.Dir)), ask.Said("nothing is mounted at %s", c.Dir))
 }
 
 type treeExportCmd struct {
@@ -92,6 +93,6 @@ type treeExportCmd struct {
 	Force bool   `env:"-" help:"Also into one that is not empty: what is in it and not in the tree goes."`
 }
 
-func (c *treeExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", treePath(c.Name)+"/export", api.ExportTreeRequest{Dir: c.Dir, Force: c.Force})
+func (c *treeExportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	return app.Operate(ctx, std, "POST", treePath(c.Name)+"/export", api.ExportTreeRequest{Dir: c.Dir, Force: c.Force})
 }

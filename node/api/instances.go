@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -77,28 +78,28 @@ func done(ctx context.Context, hub *instance.Hub, name string, ev state.Event, r
 func (s *Server) logs(a huma.API, hub *instance.Hub) {
 	op := described("GET "+instancesPath+"/{name}/logs", "what an instance's workload says")
 	op.Responses["200"] = asText()
-	huma.Register(a, op, func(_ context.Context, in *struct {
+	huma.Register(a, op, func(ctx context.Context, in *struct {
 		Named
 		Last   int64 `query:"last" minimum:"0" doc:"the last bytes alone; 0: all of the log"`
 		Follow bool  `query:"follow" doc:"and what it says from now on, until the client has enough"`
 	}) (*huma.StreamResponse, error) {
+		if err := hub.Logs(ctx, in.Name, 1, false, io.Discard); err != nil { // which an answer that has begun can't say
+			return nil, problem(err)
+		}
 		return &huma.StreamResponse{Body: func(ctx huma.Context) {
 			ctx.SetHeader("Content-Type", textType)
-			w := ctx.BodyWriter()
-			_ = hub.Logs(ctx.Context(), in.Name, in.Last, in.Follow, flushing{w})
+			_ = hub.Logs(ctx.Context(), in.Name, in.Last, in.Follow, flushing{ctx.BodyWriter()})
 		}}, nil
 	})
 }
 
 // flushing has each write sent at once.
-type flushing struct {
-	w interface{ Write([]byte) (int, error) }
-}
+type flushing struct{ io.Writer }
 
 func (f flushing) Write(p []byte) (int, error) {
-	n, err := f.w.Write(p)
-	if flusher, ok := f.w.(http.Flusher); ok {
-		flusher.Flush()
+	n, err := f.Writer.Write(p)
+	if w, ok := f.Writer.(http.ResponseWriter); ok && err == nil {
+		err = http.NewResponseController(w).Flush()
 	}
 	return n, err
 }

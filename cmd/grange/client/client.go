@@ -227,6 +227,17 @@ func (c *Client) send(ctx context.Context, method, path string, body io.Reader) 
 	return nil, &problem
 }
 
+// Copy writes what is at a path as it comes, until it ends or ctx does.
+func (c *Client) Copy(ctx context.Context, w io.Writer, path string) error {
+	resp, err := c.send(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
 // Events calls each with every state of an operation until it ends.
 func (c *Client) Events(ctx context.Context, id string, each func(api.Operation)) error {
 	resp, err := c.send(ctx, http.MethodGet, "/api/operations/"+id+"/events", nil)
