@@ -44,12 +44,20 @@ func (im *Images) plant(ctx context.Context, op *operations.Operation, name stri
 // keys of their segments.
 type Stowed map[content.CID]tree.Segment
 
+// ToStow is a folder that is to be stored: for whom, behind what, and what its files had become before.
+type ToStow struct {
+	Dir     string
+	Scope   content.Scope
+	Lineage []content.CID
+	Was     Stowed
+}
+
 // Stow stores what is in a folder as a tree, whose record the caller writes; and returns what a record says of it, and what
 // the files have become.
-func (im *Images) Stow(ctx context.Context, op Updater, dir string, scope content.Scope, lineage []content.CID, was Stowed) (catalog.Image, Stowed, error) {
-	body, now, err := im.stow(ctx, op, convert.Options{Path: dir, Format: convert.Dir}, build.Config{Scope: scope, Lineage: lineage}, was)
+func (im *Images) Stow(ctx context.Context, op Updater, what ToStow) (catalog.Image, Stowed, error) {
+	body, now, err := im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, what.Was)
 	if err != nil {
-		err = fmt.Errorf("store what is in %s: %w", dir, err)
+		err = fmt.Errorf("store what is in %s: %w", what.Dir, err)
 	}
 	return body, now, err
 }

@@ -138,7 +138,7 @@ func TestWhatHasNotChangedIsNotSent(t *testing.T) {
 		t.Helper()
 		op, err := w.cfg.Operations.Start("stow", "x", func(ctx context.Context, op *operations.Operation) error {
 			var err error
-			body, now, err = w.Stow(ctx, op, dir, content.Mesh(), nil, was)
+			body, now, err = w.Stow(ctx, op, ToStow{Dir: dir, Scope: content.Mesh(), Was: was})
 			return err
 		})
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/node/operations"
@@ -126,7 +127,9 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
-	stored, now, err := i.hub.cfg.Library.Stow(ctx, i, i.data(), e.Spec.Scope(i.hub.cfg.Farm), lineage(i.hub.cfg.Codec, body), loadStowed(i.dir))
+	stored, now, err := i.hub.cfg.Library.Stow(ctx, i, images.ToStow{
+		Dir: i.data(), Scope: e.Spec.Scope(i.hub.cfg.Farm), Lineage: lineage(i.hub.cfg.Codec, body), Was: loadStowed(i.dir),
+	})
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/node/operations"
-	disks "github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -51,7 +51,7 @@ type Config struct {
 	// Library writes trees into folders, and stores what is in folders.
 	Library Library
 	// Volumes are the disks of machines; Emulator is how one runs, as in qemu's -accel.
-	Volumes    Volumes
+	Volumes    *volumes.Volumes
 	Emulator   string
 	Operations *operations.Operations
 	Codec      *content.Codec
@@ -75,16 +75,8 @@ type Registry interface {
 type Library interface {
 	TreeRoot(ctx context.Context, name string) (fetch.Root, error)
 	Harvest(ctx context.Context, op images.Updater, root fetch.Root, dir string) (said []string, err error)
-	Stow(ctx context.Context, op images.Updater, dir string, scope content.Scope, lineage []content.CID, was images.Stowed) (catalog.Image, images.Stowed, error)
+	Stow(ctx context.Context, op images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error)
 	Recall(ctx context.Context, dir string) (images.Stowed, error)
-}
-
-// Volumes is package volumes, as far as a Hub needs it.
-type Volumes interface {
-	Put(ctx context.Context, name string, spec disks.Spec) (v disks.View, created bool, err error)
-	Get(name string) (disks.View, error)
-	Detach(ctx context.Context, name string, force bool) (disks.View, error)
-	Remove(ctx context.Context, name string, spec disks.RemoveSpec) error
 }
 
 // Hub has the instances of a node. Use: New, Run. Safe for concurrent use.

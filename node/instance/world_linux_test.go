@@ -182,11 +182,11 @@ func (o *origin) Harvest(ctx context.Context, _ images.Updater, root fetch.Root,
 	return said, err
 }
 
-func (o *origin) Stow(ctx context.Context, _ images.Updater, dir string, scope content.Scope, lineage []content.CID, was images.Stowed) (catalog.Image, images.Stowed, error) {
+func (o *origin) Stow(ctx context.Context, _ images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error) {
 	if err := o.failing(); err != nil {
 		return catalog.Image{}, nil, err
 	}
-	chunks, now, read, err := planted(ctx, dir, was, o.chunk)
+	chunks, now, read, err := planted(ctx, what.Dir, what.Was, o.chunk)
 	if err != nil {
 		return catalog.Image{}, nil, err
 	}
@@ -197,12 +197,12 @@ func (o *origin) Stow(ctx context.Context, _ images.Updater, dir string, scope c
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.trees[root.Map], o.read = chunks, o.read+read
-	id, err := pack.ParseID(scope.String() + "/2026112022-000102030405060708090a0b0c0d0e0f")
+	id, err := pack.ParseID(what.Scope.String() + "/2026112022-000102030405060708090a0b0c0d0e0f")
 	at := pack.Location{Pack: id, Offset: 1 << 16, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}
 	behind := at
 	behind.Offset += at.Length
-	head := pack.Head{Root: root, Scope: scope, Node: pack.Extent{CID: root.Map, Location: at}, Page: pack.Extent{CID: root.Map, Location: behind}, Manifest: pack.Extent{CID: root.Map, Location: at}}
-	return catalog.Image{Head: head, Lineage: lineage}, now, err
+	head := pack.Head{Root: root, Scope: what.Scope, Node: pack.Extent{CID: root.Map, Location: at}, Page: pack.Extent{CID: root.Map, Location: behind}, Manifest: pack.Extent{CID: root.Map, Location: at}}
+	return catalog.Image{Head: head, Lineage: what.Lineage}, now, err
 }
 
 // chunk finds one that is stored.
