@@ -245,8 +245,8 @@ func TestSizes(t *testing.T) {
 const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as the swarm of strangers and volunteers has,
-	// and the budget at the origin. productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 74_400, 42_000
+	// the budget at the origin, and the hub. productLinesAim is what the design allows it.
+	productLinesMax, productLinesAim = 78_400, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.
