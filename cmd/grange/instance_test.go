@@ -25,7 +25,19 @@ type hub struct {
 	data string
 }
 
-// does runs an instance command; a file of the workload's data is awaited with until.
+// hubOf starts a node, and returns once its hub takes commands.
+func hubOf(t *testing.T, flags ...string) hub {
+	t.Helper()
+	s := serveNode(t, flags...)
+	h := hub{s, filepath.Join(s.dir, "data")}
+	until(t, "a hub", func() bool {
+		code, _, _ := command(t, "instance", "deprovision", "none", "--data", h.data)
+		return code == 0
+	})
+	return h
+}
+
+// does runs an instance command.
 func (h hub) does(t *testing.T, want string, args ...string) (out string) {
 	t.Helper()
 	code, out, complaint := command(t, append([]string{"instance", args[0], "--data", h.data}, args[1:]...)...)
@@ -37,8 +49,7 @@ func (h hub) does(t *testing.T, want string, args ...string) (out string) {
 
 // TestLifeOfAnInstance: its data outlive each of its ends but the last.
 func TestLifeOfAnInstance(t *testing.T) {
-	h := hub{served: serveNode(t)}
-	h.data = filepath.Join(h.dir, "data")
+	h := hubOf(t)
 	starts := filepath.Join(h.data, "instances", "web1", "data", "starts")
 	started := func(n int) func() bool {
 		return func() bool {
@@ -53,7 +64,9 @@ func TestLifeOfAnInstance(t *testing.T) {
 	h.does(t, "provisioned", "ls")
 	h.does(t, "command   sh -c ", "show", "web1")
 	until(t, "its first words", func() bool { return h.does(t, "", "logs", "web1") == "said 1 times\n" })
-	h.does(t, "times\n", "logs", "web1", "--last", "7B")
+	if last := h.does(t, "", "logs", "web1", "--last", "6B"); last != "times\n" {
+		t.Errorf("%q", last)
+	}
 
 	h.does(t, "web1 is hibernated\n", "hibernate", "web1")
 	h.does(t, "web1 is hibernated\n", "hibernate", "web1")
@@ -117,8 +130,7 @@ func (r *endAt) Write(p []byte) (int, error) {
 
 // TestProvisionThatFails says why, and one that is given up is cancelled.
 func TestProvisionThatFails(t *testing.T) {
-	h := hub{served: serveNode(t, "--instance-max", "1")}
-	h.data = filepath.Join(h.dir, "data")
+	h := hubOf(t, "--instance-max", "1")
 	code, out, complaint := command(t, "instance", "provision", "bad", "--no-port", "--data", h.data, "--", "/no/such/program")
 	if code != 1 || out != "" || !strings.Contains(complaint, "/no/such/program") {
 		t.Errorf("code %d, %s%s", code, out, complaint)

@@ -81,3 +81,31 @@ func TestErrorsStandOnTheirOwnLine(t *testing.T) {
 		}
 	}
 }
+
+// TestLogsSteerNoTerminal, whatever a workload was told to say; a character that comes in two parts is one.
+func TestLogsSteerNoTerminal(t *testing.T) {
+	seen := make(chan struct{})
+	data := serveAt(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "said\x1b[2J \xc3")
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-seen:
+		case <-r.Context().Done():
+		}
+		_, _ = io.WriteString(w, "\xa9 \xff")
+	}))
+	screen, end := openTerminal(t, 80)
+	shown := make(chan string)
+	go func() {
+		first := make([]byte, 4)
+		_, _ = io.ReadFull(screen, first)
+		close(seen)
+		rest, _ := io.ReadAll(screen)
+		shown <- string(first) + string(rest)
+	}()
+	code := run(t.Context(), []string{"instance", "logs", "x", "--data", data}, ask.Stdio{In: strings.NewReader(""), Out: end, Err: io.Discard}, nil)
+	end.Close()
+	if text := <-shown; code != 0 || text != `said\u001b[2J é \ufffd` {
+		t.Errorf("code %d, %q", code, text)
+	}
+}

@@ -89,6 +89,7 @@ func (e *entry) on(ev state.Event, why error) (err error) {
 	if e.Instance, err = e.Instance.On(ev); err == nil && why != nil {
 		e.Detail = content.Line(why)
 	}
+	e.Made = e.Made && e.State != state.Provisioned
 	return err
 }
 

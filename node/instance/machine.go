@@ -7,14 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/state"
 	disks "github.com/grangemesh/grange/node/volumes/terms"
@@ -23,9 +26,8 @@ import (
 
 const (
 	emulator = "qemu-system-x86_64"
-	// memoryDefault and cpusDefault are what a machine has of which nothing is said.
-	memoryDefault = 1 << 30
-	cpusDefault   = 1
+	// cpusDefault is what a machine has of which nothing is said.
+	cpusDefault = 1
 	// What is in the folder of a machine.
 	seedDir    = "seed"   // what cloud-init is told
 	monitorEnd = "qmp"    // the emulator's socket
@@ -47,15 +49,32 @@ func (m machine) hydrate(ctx context.Context, e entry) error {
 	if _, _, err := m.own(ctx); err != nil {
 		return err
 	}
+	if !e.Made && e.Epoch == firstEpoch {
+		if err := m.isFree(ctx); err != nil {
+			return err
+		}
+	}
 	spec := disks.Spec{Size: e.Spec.Disk, Takeover: e.Takeover}
 	if err := spec.From.UnmarshalText([]byte(e.Spec.From)); err != nil {
 		return err
 	}
-	_, created, err := m.hub.cfg.Volumes.Put(ctx, m.name, spec)
-	if err != nil || !created {
+	_, _, err := m.hub.cfg.Volumes.Put(ctx, m.name, spec)
+	return err
+}
+
+// firstEpoch is that of an instance which never was before.
+const firstEpoch = 1
+
+// isFree notes that the volume is going to be made for the machine; one that is there already is somebody else's.
+func (m machine) isFree(ctx context.Context) error {
+	v, err := m.hub.cfg.Volumes.Find(ctx, m.name)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return m.change(func(e *entry) error { e.Made = true; return nil })
+	case err != nil:
 		return err
 	}
-	return m.change(func(e *entry) error { e.Made = true; return nil })
+	return fmt.Errorf("%w: there is a volume %s of farm %s, which is no instance's: choose another name, with --from volume:%[2]s if it is to have that disk", content.ErrConflict, m.name, v.Farm)
 }
 
 // command is the emulator's.
@@ -70,15 +89,18 @@ func (m machine) command(e entry) (process.Config, error) {
 	if err != nil {
 		return process.Config{}, err
 	}
-	memory, cpus := cmp.Or(e.Spec.Memory, memoryDefault), cmp.Or(e.Spec.CPUs, cpusDefault)
+	disk, err := blockdevOf(v.Device)
+	if err != nil {
+		return process.Config{}, err
+	}
 	network := "user,id=net"
 	if e.Port != 0 { // where it is reached by SSH
 		network += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", e.Port)
 	}
 	args := []string{
 		emulator, "-name", m.name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,accel=" + m.hub.cfg.Emulator, "-cpu", "max",
-		"-m", strconv.FormatInt(memory>>20, 10) + "M", "-smp", strconv.Itoa(cpus), "-device", "virtio-rng-pci",
-		"-drive", "if=virtio,format=raw,cache=none,discard=unmap,file=" + v.Device,
+		"-m", strconv.FormatInt(e.Spec.Memory>>20, 10) + "M", "-smp", strconv.Itoa(cmp.Or(e.Spec.CPUs, cpusDefault)), "-device", "virtio-rng-pci",
+		"-blockdev", disk, "-device", "virtio-blk-pci,drive=disk,bootindex=0",
 		"-drive", "if=virtio,format=vvfat,read-only=on,label=CIDATA,dir=" + m.path(seedDir),
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net",
 		"-chardev", "file,id=console,append=on,path=" + m.path(logFile), "-serial", "chardev:console",
@@ -94,6 +116,23 @@ func (m machine) command(e entry) (process.Config, error) {
 	cfg.Log = m.path("emulator.log")
 	return cfg, errors.Join(err, failed)
 }
+
+// blockdevOf is a device as the emulator takes it. Of one that is served over NBD it waits for the node to come back.
+func blockdevOf(device string) (string, error) {
+	disk := map[string]any{"node-name": "disk", "discard": "unmap", "cache": map[string]any{"direct": true}, "driver": "host_device", "filename": device}
+	if u, err := url.Parse(device); err != nil {
+		return "", err
+	} else if u.Scheme == "nbd+unix" {
+		delete(disk, "filename")
+		disk["driver"], disk["export"], disk["reconnect-delay"] = "nbd", strings.TrimPrefix(u.Path, "/"), reconnectSeconds
+		disk["server"] = map[string]any{"type": "unix", "path": u.Query().Get("socket")}
+	}
+	b, err := json.Marshal(disk)
+	return string(b), err
+}
+
+// reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
+const reconnectSeconds = int(fetch.IOTimeoutDefault / time.Second)
 
 func (m machine) path(name string) string { return filepath.Join(m.dir, name) }
 
@@ -155,8 +194,7 @@ func (m machine) part(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
-	memory := cmp.Or(e.Spec.Memory, memoryDefault)
-	if e.State == state.Hibernating && int64(free) > memory+memoryReserve {
+	if e.State == state.Hibernating && int64(free) > e.Spec.Memory+memoryReserve {
 		if err = m.monitor(func(ask asking) error { return m.keep(ctx, ask) }); err == nil {
 			return nil
 		}

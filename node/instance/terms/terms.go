@@ -2,6 +2,7 @@
 package terms
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ const (
 	readyDefault = 5 * time.Minute
 	// graceDefault is how long one may take to end when it is asked to: as long as supervisors of services give.
 	graceDefault = 90 * time.Second
+	// memoryDefault is what a machine has of which nothing is said.
+	memoryDefault = 1 << 30
 	// spanMax bounds each of the times, in seconds: ten years.
 	spanMax = Seconds(10 * 365 * 24 * 3600)
 	// argumentsMax bounds a command, and what else is a list; all together may be catalog.SpecMax bytes.
@@ -112,7 +115,7 @@ func (s Spec) WithDefaults() (Spec, error) {
 	}
 	check := s.checkProcess
 	if s.Runtime == VM {
-		check = s.checkVM
+		check, s.Memory = s.checkVM, cmp.Or(s.Memory, memoryDefault)
 	} else if s.Runtime != Process {
 		return s, fmt.Errorf("runtime %.20q: %w: want process or vm", s.Runtime, content.ErrInvalid)
 	}
