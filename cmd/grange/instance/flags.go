@@ -20,6 +20,7 @@ type Flags struct {
 	Max              int    `help:"How many instances this node may have." placeholder:"N"`
 	Memory           share  `help:"How much of the host's memory may be in use, with what a new instance is expected to take." placeholder:"SIZE|N%"`
 	Disk             share  `help:"How much of the disk may be in use, with what a new instance is expected to take." placeholder:"SIZE|N%"`
+	Cgroup           string `type:"path" help:"A folder of control groups, version 2, that the node may make others in: each instance has one, which bounds its memory, and with which all that it has started ends." placeholder:"DIR"`
 	Emulator         string `help:"How machines are run, as in qemu's -accel: kvm:tcg when not given, which is by KVM where there is one." placeholder:"NAME"`
 }
 
@@ -36,7 +37,7 @@ func (f *Flags) Validate() error {
 // Config is how a node runs instances.
 func (f *Flags) Config() node.Instances {
 	return node.Instances{
-		Dir: f.Dir, Emulator: f.Emulator, First: f.Ports.first, Last: f.Ports.last, Provisions: f.ProvisionThreads, Hydrations: f.HydrationThreads,
+		Dir: f.Dir, Cgroup: f.Cgroup, Emulator: f.Emulator, First: f.Ports.first, Last: f.Ports.last, Provisions: f.ProvisionThreads, Hydrations: f.HydrationThreads,
 		Limits: instance.Limits{Instances: f.Max, Memory: instance.Share(f.Memory), Disk: instance.Share(f.Disk)},
 	}
 }

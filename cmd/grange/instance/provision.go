@@ -30,7 +30,8 @@ type provisionCmd struct {
 	ReadyTimeout units.Span `env:"-" help:"How long that may take; 5m when not given."`
 	Grace        units.Span `env:"-" help:"How long it may take to end before it is killed; 90s when not given."`
 	Compact      string     `env:"-" help:"A command, for /bin/sh -c, that has it make itself small before it is put away: it exits with 0 once that is done, and with 75 to be asked again." placeholder:"TEXT"`
-	Idle         units.Span `env:"-" help:"It is deprovisioned when nobody was connected to its port for so long; never when not given."`
+	Idle         units.Span `env:"-" help:"It is deprovisioned when nobody was connected to its port, or its probe says so, for so long; never when not given."`
+	Probe        string     `env:"-" help:"A command, for /bin/sh -c, that exits with 0 while it is in use, in place of a look at its port." placeholder:"TEXT"`
 	Memory       units.Size `env:"-" help:"What it is expected to take, for the node's limit; of a vm what it has." placeholder:"SIZE"`
 	Disk         units.Size `env:"-" help:"What of the disk it is expected to take; of a vm the least size of its disk." placeholder:"SIZE"`
 	CPUs         int        `name:"cpus" env:"-" help:"Processors of a vm." placeholder:"N"`
@@ -71,6 +72,9 @@ func (c *provisionCmd) request() (api.Provision, error) {
 	}
 	if c.Compact != "" {
 		req.Compact = shell(c.Compact)
+	}
+	if c.Probe != "" {
+		req.Probe = shell(c.Probe)
 	}
 	if req.IsZero() { // as it was before
 		return req, nil
