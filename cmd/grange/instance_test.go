@@ -153,6 +153,16 @@ func TestProvisionThatFails(t *testing.T) {
 	if code != 1 || complaint != "/api/operations/7" || !strings.Contains(stderr.String(), "provision web1: cancelled") {
 		t.Errorf("code %d, %s, %s", code, complaint, &stderr)
 	}
+	ctx, cancel = context.WithCancel(t.Context())
+	data = serveAt(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		cancel()
+		<-r.Context().Done()
+	}))
+	stderr.Reset()
+	code = run(ctx, []string{"instance", "wake", "web1", "--data", data}, ask.Stdio{In: strings.NewReader(""), Out: &stdout, Err: &stderr}, nil)
+	if code != 1 || !strings.Contains(stderr.String(), "wake web1: it goes on") {
+		t.Errorf("code %d, %s", code, &stderr)
+	}
 	h.does(t, "web1 is provisioned", "provision", "web1", "--no-port", "--", "sleep", "1000")
 	if code, _, complaint := command(t, "instance", "provision", "web2", "--no-port", "--data", h.data, "--", "sleep", "1000"); code != 1 || !strings.Contains(complaint, "1 instances, as many as it may") {
 		t.Errorf("code %d, %s", code, complaint)

@@ -56,6 +56,9 @@ func (c *named) do(ctx context.Context, app *ask.Node, std ask.Stdio, command *k
 	var raw json.RawMessage
 	var begun api.Instance
 	err := app.Send(ctx, r, &raw)
+	if ctx.Err() != nil { // of a node that has who asks wait
+		return fmt.Errorf("%s %s: it goes on; `grange instance show %s` says how far it is", command.Selected().Name, c.Name, c.Name)
+	}
 	if err == nil {
 		err = json.Unmarshal(raw, &begun)
 	}
@@ -89,7 +92,10 @@ func standing(v api.Instance) string {
 	if v.Operation != "" {
 		out += fmt.Sprintf("; `grange operation show %s` says how far it is", v.Operation)
 	}
-	return out + ask.Prefixed(": ", v.Detail)
+	if v.State != state.Unprovisioned { // of which nothing is here that could be amiss
+		out += ask.Prefixed(": ", v.Detail)
+	}
+	return out
 }
 
 // deed is a change that takes no more than a name.
