@@ -88,7 +88,8 @@ type Hub struct {
 	ports      sync.Mutex // held while one is given
 	admitting  sync.Mutex // held while another instance is let in
 
-	broken map[string]error // by folder: what can't be read
+	started chan struct{}    // closed by Run
+	broken  map[string]error // by folder: what can't be read
 
 	mu      sync.Mutex // guards what follows; nobody waits for anything who holds it
 	all     map[string]*hosted
@@ -98,7 +99,7 @@ type Hub struct {
 
 // New reads which instances there are; none is touched before Run.
 func New(cfg Config) (*Hub, error) {
-	h := &Hub{cfg: cfg, provisions: newPool(cfg.Provisions), hydrations: newPool(cfg.Hydrations), recalls: newPool(1), all: map[string]*hosted{}, broken: map[string]error{}}
+	h := &Hub{cfg: cfg, provisions: newPool(cfg.Provisions), hydrations: newPool(cfg.Hydrations), recalls: newPool(1), all: map[string]*hosted{}, broken: map[string]error{}, started: make(chan struct{})}
 	folders, err := os.ReadDir(cfg.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return h, nil
@@ -131,6 +132,7 @@ func (h *Hub) Run(ctx context.Context) error {
 		h.drive(i)
 	}
 	h.mu.Unlock()
+	close(h.started)
 	<-ctx.Done()
 	h.mu.Lock()
 	h.drivers = nil
@@ -239,6 +241,11 @@ func (h *Hub) Do(ctx context.Context, name string, e state.Event, req terms.Requ
 		return v, op, err
 	}
 	var i *hosted
+	select {
+	case <-h.started:
+	case <-ctx.Done():
+		return v, op, fmt.Errorf("%s instance %q: %w: the node is starting", e, name, content.ErrUnavailable)
+	}
 	for again := true; again; again = errors.Is(err, errGone) {
 		if i, err = h.asked(ctx, name, e, &req); i != nil && err == nil {
 			op, err = i.ask(e, req)
@@ -252,7 +259,7 @@ func (h *Hub) Do(ctx context.Context, name string, e state.Event, req terms.Requ
 	}
 	if op.ID != "" && h.cfg.Provisions == 0 {
 		if op, err = h.cfg.Operations.Wait(ctx, op.ID); err == nil && op.State != operations.Done {
-			err = errors.New(op.Error)
+			err = fmt.Errorf("%s instance %q: %s", e, name, op.Error)
 		}
 	}
 	return i.view(), op, err
@@ -300,7 +307,7 @@ func (h *Hub) host(e entry) (*hosted, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.drivers == nil {
-		return nil, fmt.Errorf("%w: the node is starting or stopping", content.ErrUnavailable)
+		return nil, fmt.Errorf("%w: the node is stopping", content.ErrUnavailable)
 	}
 	i := newHosted(h, e)
 	h.all[e.Name] = i

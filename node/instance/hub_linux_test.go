@@ -206,7 +206,7 @@ func TestWhatCantBeRun(t *testing.T) {
 	for said, spec := range map[string]terms.Spec{
 		"no program no-such-program": run("no-such-program"),
 		"first words":                {Command: []string{"sh", "-c", "echo first words; exit 1"}},
-		"not ready within":           {Command: []string{"sleep", "100"}, ReadyTimeout: 0.2},
+		"not ready in time":          {Command: []string{"sleep", "100"}, ReadyTimeout: 0.2},
 		"no such file or":            {Command: []string{"sleep", "100"}, Config: "/no/such/file"},
 		"this host has none":         {Command: []string{"sleep", "100"}, User: "nobody-at-all"},
 		"want NAME=N or":             {Command: []string{"sleep", "100"}, Rlimits: []string{"nofile=many"}},

@@ -39,9 +39,9 @@ func (i *hosted) places(e entry) terms.Places {
 
 // environment is all that a process of the instance has.
 func (i *hosted) environment(e entry) []string {
-	env := []string{"PATH=" + pathDefault, "HOME=" + i.data(), "LANG=C.UTF-8", "GRANGE_INSTANCE=" + e.Name, "GRANGE_DATA=" + i.data(), i.mark()}
+	env := []string{"PATH=" + pathDefault, "HOME=" + i.data(), "LANG=C.UTF-8", "GRANGE_INSTANCE=" + e.Name, "GRANGE_INSTANCE_DATA=" + i.data(), i.mark()}
 	if e.Port != 0 {
-		env = append(env, "GRANGE_PORT="+strconv.Itoa(e.Port))
+		env = append(env, "GRANGE_INSTANCE_PORT="+strconv.Itoa(e.Port))
 	}
 	return append(env, i.places(e).Fill(e.Spec.Env)...)
 }
@@ -100,16 +100,16 @@ func (i *hosted) configure(e entry) error {
 // await returns once the workload is ready.
 func (i *hosted) await(ctx context.Context, e entry) error {
 	if i.proc == nil {
-		return fmt.Errorf("it has ended before it was ready%s", i.lastWords())
+		return fmt.Errorf("%w%s", errEarly, i.lastWords())
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, e.Spec.Patience(), fmt.Errorf("it was not ready within %v%s", e.Spec.Patience(), i.lastWords()))
+	ctx, cancel := context.WithTimeoutCause(ctx, e.Spec.Patience(), errLate)
 	defer cancel()
 	ctx, end := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		if err := i.proc.Wait(ctx); ctx.Err() == nil {
-			end(fmt.Errorf("it has ended before it was ready: %w%s", errors.Join(err), i.lastWords()))
+			end(fmt.Errorf("%w: %w", errEarly, errors.Join(err)))
 		}
 	}()
 	defer func() { end(nil); <-ended }()
@@ -125,10 +125,18 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+			if err := context.Cause(ctx); errors.Is(err, errLate) || errors.Is(err, errEarly) {
+				return fmt.Errorf("%w%s", err, i.lastWords())
+			}
 			return context.Cause(ctx)
 		}
 	}
 }
+
+var (
+	errLate  = errors.New("it was not ready in time, see --ready and --ready-timeout")
+	errEarly = errors.New("it has ended before it was ready")
+)
 
 // look is nil once the workload is ready.
 func (i *hosted) look(ctx context.Context, e entry) error {

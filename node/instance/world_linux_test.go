@@ -292,11 +292,7 @@ func newWorld(t *testing.T, o *origin, dir string, self byte, change ...func(*Co
 			}
 		}
 	})
-	for ready := false; !ready; {
-		h.mu.Lock()
-		ready = h.drivers != nil
-		h.mu.Unlock()
-	}
+	<-h.started
 	return w
 }
 

@@ -58,7 +58,11 @@ func Start(cfg Config) (*Process, error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, cmd.Process.Kill(), waited(cmd.Process))
+		err = errors.Join(err, kill(fd, p.PID), waited(cmd.Process))
+		if p.fd != nil {
+			err = errors.Join(err, p.fd.Close())
+		}
+		return nil, err
 	}
 	return p, nil
 }

@@ -210,7 +210,7 @@ func (s Spec) IsZero() bool {
 func (s Spec) Encode() ([]byte, error) {
 	b, err := json.Marshal(s)
 	if err == nil && len(b) > catalog.SpecMax {
-		err = fmt.Errorf("%w: how it is run takes %d bytes, at most %d fit in its record: put the rest in a file, and name that with --config", content.ErrInvalid, len(b), catalog.SpecMax)
+		err = fmt.Errorf("%w: how it is run takes %d bytes, at most %d fit in its record: put the rest in a file, and name that with --config-file", content.ErrInvalid, len(b), catalog.SpecMax)
 	}
 	return b, err
 }
