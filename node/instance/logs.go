@@ -62,9 +62,13 @@ func ignore(err, what error) error {
 	return err
 }
 
-// lastWords is the end of what a workload has said, for an error.
+// lastWords is the end of what a workload has said, for an error; or its emulator, where that has said something.
 func (i *hosted) lastWords() string {
-	f, err := os.Open(filepath.Join(i.dir, logFile))
+	path := filepath.Join(i.dir, emulatorLog)
+	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
+		path = filepath.Join(i.dir, logFile)
+	}
+	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}

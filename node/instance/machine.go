@@ -29,10 +29,11 @@ const (
 	// cpusDefault is what a machine has of which nothing is said.
 	cpusDefault = 1
 	// What is in the folder of a machine.
-	seedDir    = "seed"   // what cloud-init is told
-	monitorEnd = "qmp"    // the emulator's socket
-	memoryFile = "memory" // what a machine had in memory when it was hibernated; it wakes with that once
-	wakingFile = "memory.waking"
+	seedDir     = "seed"         // what cloud-init is told
+	monitorEnd  = "qmp"          // the emulator's socket
+	emulatorLog = "emulator.log" // what the emulator itself says
+	memoryFile  = "memory"       // what a machine had in memory when it was hibernated; it wakes with that once
+	wakingFile  = "memory.waking"
 	// monitorTimeout bounds how long an emulator may take to take a connection.
 	monitorTimeout = 10 * time.Second
 	// monitorEvery is how often one is asked how far it is.
@@ -100,7 +101,7 @@ func (m machine) command(e entry) (process.Config, error) {
 	args := []string{
 		emulator, "-name", m.name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,accel=" + m.hub.cfg.Emulator, "-cpu", "max",
 		"-m", strconv.FormatInt(e.Spec.Memory>>20, 10) + "M", "-smp", strconv.Itoa(cmp.Or(e.Spec.CPUs, cpusDefault)), "-device", "virtio-rng-pci",
-		"-blockdev", disk, "-device", "virtio-blk-pci,drive=disk,bootindex=0",
+		"-blockdev", disk, "-device", "virtio-blk-pci,drive=disk",
 		"-drive", "if=virtio,format=vvfat,read-only=on,label=CIDATA,dir=" + m.path(seedDir),
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net",
 		"-chardev", "file,id=console,append=on,path=" + m.path(logFile), "-serial", "chardev:console",
@@ -113,7 +114,7 @@ func (m machine) command(e entry) (process.Config, error) {
 	}
 	incoming, err := m.incoming()
 	cfg, failed := m.program(e, append(args, incoming...))
-	cfg.Log = m.path("emulator.log")
+	cfg.Dir, cfg.Log = m.dir, m.path(emulatorLog)
 	return cfg, errors.Join(err, failed)
 }
 

@@ -35,6 +35,7 @@ func farms(t *testing.T, names ...string) (*lab.Front, []*lab.Node) {
 		}
 		sweep(t, l.Dir)
 	})
+	l.Env = append(l.Env, "GRANGE_INSTANCE_EMULATOR=tcg") // where there is KVM it may be another's to give
 	store, err := l.StartStore(t.Context())
 	if err != nil {
 		t.Fatal(err)
