@@ -191,6 +191,9 @@ func (m machine) look(ctx context.Context, e entry) error {
 // part keeps the memory of a machine that is hibernated, where the disk has room for it; another is told that its power
 // button was pressed.
 func (m machine) part(ctx context.Context, e entry) error {
+	if e.State == state.Obliterating || e.Undoing { // nothing that it could still write is wanted
+		return nil
+	}
 	free, _, err := cache.DiskFree(m.dir)
 	if err != nil {
 		return err

@@ -20,7 +20,11 @@ func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 // farms starts a store, and a node of each farm that may publish to the whole mesh.
 func farms(t *testing.T, names ...string) (*lab.Front, []*lab.Node) {
 	t.Helper()
-	l, err := lab.New(t.Context(), lab.Command(), t.TempDir())
+	dir := t.TempDir()
+	l, err := lab.New(t.Context(), lab.Command(), dir)
+	if err == nil {
+		err = os.Chmod(filepath.Dir(dir), 0o755) // other users get through
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
