@@ -134,7 +134,6 @@ func on(t *testing.T, n *lab.Node, input string, args ...string) string {
 	return string(out)
 }
 
-
 // gone waits until nobody knows of an instance.
 func gone(t *testing.T, n *lab.Node, name string) {
 	t.Helper()
