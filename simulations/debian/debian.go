@@ -13,6 +13,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 // Image is what is needed to boot: a raw disk, and the kernel and initial RAM
@@ -24,6 +27,9 @@ type Image struct {
 	Initrd string
 }
 
+// buildTimeout is how long another may take to make it.
+const buildTimeout = 20 * time.Minute
+
 // script makes the image, by go:embed.
 //
 //go:embed build.sh
@@ -34,14 +40,19 @@ var script string
 // tools say.
 func Build(ctx context.Context, dir string, log io.Writer) (Image, error) {
 	img := Image{filepath.Join(dir, "root"), filepath.Join(dir, "debian.img"), filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd.img")}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Image{}, err
+	}
+	lock, err := durable.LockWithin(ctx, filepath.Join(dir, "lock"), buildTimeout) // tests of several packages want it at once
+	if err != nil {
+		return Image{}, err
+	}
+	defer lock.Close()
 	if _, err := os.Stat(img.Disk); err == nil {
 		return img, nil
 	}
 	if os.Geteuid() != 0 {
 		return Image{}, errors.New("making a Debian image needs root: debootstrap creates devices and owners")
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return Image{}, err
 	}
 	cmd := exec.CommandContext(ctx, "bash", "-c", script, "build.sh", dir)
 	cmd.Stdout, cmd.Stderr = log, log
