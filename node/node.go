@@ -241,5 +241,8 @@ func (n *Node) Collectors() []prometheus.Collector {
 	if n.Volumes != nil {
 		out = append(out, n.Volumes.Collectors()...)
 	}
+	if n.Instances != nil {
+		out = append(out, n.Instances.Collectors()...)
+	}
 	return out
 }

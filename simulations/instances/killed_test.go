@@ -60,19 +60,27 @@ func TestNodesAreKilled(t *testing.T) {
 		settled(t, n)
 		right(t, n, round, before)
 	}
-	if err := stranger.Process.Signal(os.Signal(nil)); err == nil && stranger.ProcessState != nil {
-		t.Error("a process that is no instance's was ended")
+	if count, err := n.Metric(t.Context(), "grange_instances"); err != nil || int(count) != len(instances(t, n)) {
+		t.Errorf("a metric says that there are %v instances, of %d, %v", count, len(instances(t, n)), err)
 	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", stranger.Process.Pid)); err != nil || len(b) == 0 { // one that has ended has none
+		t.Errorf("a process that is no instance's was ended: %v", err)
+	}
+}
+
+// instances are all of a node.
+func instances(t *testing.T, n *lab.Node) (all []api.Instance) {
+	t.Helper()
+	if err := n.Get(t.Context(), "/api/instances?limit=1000", &all); err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 // running are the instances that run, and nobody is at, by name.
 func running(t *testing.T, n *lab.Node) map[string]int {
-	var all []api.Instance
-	if err := n.Get(t.Context(), "/api/instances?limit=1000", &all); err != nil {
-		t.Fatal(err)
-	}
 	out := map[string]int{}
-	for _, i := range all {
+	for _, i := range instances(t, n) {
 		if i.State == "provisioned" {
 			out[i.Name] = i.PID
 		}
@@ -84,11 +92,7 @@ func running(t *testing.T, n *lab.Node) map[string]int {
 func settled(t *testing.T, n *lab.Node) {
 	t.Helper()
 	for tick := time.Tick(50 * time.Millisecond); ; <-tick {
-		var all []api.Instance
-		if err := n.Get(t.Context(), "/api/instances?limit=1000", &all); err != nil {
-			t.Fatal(err)
-		}
-		if !slices.ContainsFunc(all, func(i api.Instance) bool { return i.Step != "" || i.State == "crashed" }) {
+		if !slices.ContainsFunc(instances(t, n), func(i api.Instance) bool { return i.Step != "" || i.State == "crashed" }) {
 			return
 		}
 	}
@@ -97,12 +101,8 @@ func settled(t *testing.T, n *lab.Node) {
 // right fails where an instance is not as it has to be.
 func right(t *testing.T, n *lab.Node, round int, before map[string]int) {
 	t.Helper()
-	var all []api.Instance
-	if err := n.Get(t.Context(), "/api/instances?limit=1000", &all); err != nil {
-		t.Fatal(err)
-	}
 	runs, ports := workloads(n.Data), map[int]string{}
-	for _, i := range all {
+	for _, i := range instances(t, n) {
 		dir := filepath.Dir(i.Dir)
 		switch i.State {
 		case "provisioned":

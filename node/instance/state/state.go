@@ -31,6 +31,11 @@ const (
 	Orphaned State = "orphaned"
 )
 
+// All returns the states.
+func All() []State {
+	return []State{Unprovisioned, Provisioning, Provisioned, Hibernating, Hibernated, Waking, Deprovisioning, Crashed, Recovering, Obliterating, Orphaned}
+}
+
 // Step is one part of an operation, and may be done again.
 type Step string
 
