@@ -86,7 +86,7 @@ const settled = 2 * time.Second
 // Plant writes the tree, and closes w. Options.Warn is told what can't be had of it. Files of a directory have stamps, see
 // tree.Writer.
 func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
-	p, l, err := f.plant(ctx, w)
+	p, l, err := f.plant(ctx, w, time.Now())
 	if err == nil && f.source != nil {
 		err = f.source.unchanged()
 	} else if err == nil {
@@ -102,20 +102,35 @@ func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
 }
 
 // Learn is Plant for what w notes alone, beside somebody who changes the files: a stamp is of what a file had before it was
-// read, and never another's.
+// read, and never another's. A file that is mapped has a new time at the first change of a page that is on disk alone:
+// what has not changed since it began has all of its pages there before it is read.
 func (f *Files) Learn(ctx context.Context, w *tree.Writer) error {
-	_, _, err := f.plant(ctx, w)
+	began := time.Now()
+	err := syncAll(f.o.Path)
+	if err == nil {
+		_, _, err = f.plant(ctx, w, began)
+	}
 	if err == nil {
 		_, err = w.Close(ctx)
 	}
 	return err
 }
 
-func (f *Files) plant(ctx context.Context, w *tree.Writer) (p planter, l files.Listing, err error) {
+// syncAll has all of the file system on disk that a folder is on.
+func syncAll(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.NewSyscallError("syncfs", unix.Syncfs(int(d.Fd()))), d.Close())
+}
+
+// plant writes the tree; files that have changed shortly before it began have no stamps.
+func (f *Files) plant(ctx context.Context, w *tree.Writer, began time.Time) (p planter, l files.Listing, err error) {
 	if l = f.sorted; f.sorted == nil {
 		l = f.o.listing()
 	}
-	p = planter{w: w, facts: map[string]fact{}, lost: losses{}, settled: time.Now().Add(-settled).UnixNano()}
+	p = planter{w: w, facts: map[string]fact{}, lost: losses{}, settled: began.Add(-settled).UnixNano()}
 	err = l.Each(ctx, func(e *files.Entry) error { return p.put(ctx, e) })
 	for range p.open {
 		if err == nil {

@@ -7,9 +7,12 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -125,6 +128,47 @@ func TestBadTreesArePutNowhere(t *testing.T) {
 		harvested(t, g, out)
 		if _, err := os.Lstat(filepath.Join(filepath.Dir(filepath.Dir(out)), "escaped")); err == nil {
 			t.Error("it was written elsewhere")
+		}
+	}
+}
+
+// TestWhatIsMapped: a file's time tells the first change through a mapping alone, until its page is on disk. What was learnt of
+// it beside that is not taken for what it is later.
+func TestWhatIsMapped(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/tmp", "grange-test-") // a file system in memory has no such times at all
+	must(t, err)
+	defer os.RemoveAll(dir)
+	f, err := os.Create(filepath.Join(dir, "mapped"))
+	must(t, err)
+	defer f.Close()
+	must(t, f.Truncate(1<<20))
+	b, err := unix.Mmap(int(f.Fd()), 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	defer unix.Munmap(b)
+	b[0] = 1
+	<-time.After(settled + 100*time.Millisecond)
+	learn := func(write func(*Files, *tree.Writer) error) map[content.CID]tree.Segment {
+		t.Helper()
+		segments := map[content.CID]tree.Segment{}
+		w, err := tree.NewWriter(tree.Config{
+			Codec: content.NewCodec(), Add: func(context.Context, uint64, []byte) error { return nil }, Note: func(key content.CID, s tree.Segment) { segments[key] = s },
+		})
+		must(t, err)
+		files, err := OpenFiles(t.Context(), Options{Path: dir, Format: Dir, Warn: func(string) {}, Note: func(string) {}})
+		must(t, err)
+		must(t, write(files, w))
+		must(t, files.Close())
+		return segments
+	}
+	before := learn(func(f *Files, w *tree.Writer) error { return f.Learn(t.Context(), w) })
+	if len(before) == 0 {
+		t.Fatal("nothing was learnt")
+	}
+	b[0] = 2
+	after := learn(func(f *Files, w *tree.Writer) error { _, err := f.Plant(t.Context(), w); return err })
+	for key, s := range after {
+		if was, ok := before[key]; ok && !reflect.DeepEqual(was, s) {
+			t.Errorf("one key is of two contents")
 		}
 	}
 }
