@@ -20,14 +20,18 @@ func (i *hosted) cgroup() string {
 	return filepath.Join(i.hub.cfg.Cgroup, content.Segment(i.name))
 }
 
-// group makes the control group, with the limit of memory that the instance is expected to keep to. A machine's emulator
-// takes more than the machine, and has none.
+// group makes the control group anew, in which nothing runs, with the limit of memory that the instance is expected to keep
+// to. A machine's emulator takes more than the machine, and has none. In a group that was killed once, Linux 6.18 kills at once
+// what is started into it from another.
 func (i *hosted) group(e entry) (string, error) {
 	dir := i.cgroup()
 	if dir == "" {
 		return "", nil
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := i.ungroup(); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", fmt.Errorf("control group, see --instance-cgroup: %w", err)
 	}
 	limit := "max"

@@ -51,7 +51,7 @@ func (i *hosted) start(e entry) error {
 	if i.proc != nil {
 		return nil
 	}
-	if err := process.Sweep(i.mark()); err != nil {
+	if err := process.Sweep(i.mark(), i.cgroup()); err != nil {
 		return err
 	}
 	said := int64(0)
@@ -188,7 +188,7 @@ func (i *hosted) stop(ctx context.Context, e entry) error {
 			return fmt.Errorf("process %d can't be stopped: %w", i.proc.PID, err)
 		}
 	}
-	if err := process.Sweep(i.mark()); err != nil {
+	if err := process.Sweep(i.mark(), i.cgroup()); err != nil {
 		return err
 	}
 	return i.ended()

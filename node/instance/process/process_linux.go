@@ -312,8 +312,10 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 		if err := p.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
-		if err := p.Wait(ctx); !p.hasEnded() {
-			return err
+		sure, cancel := context.WithTimeout(ctx, killedWait)
+		defer cancel()
+		if err := p.Wait(sure); !p.hasEnded() {
+			return fmt.Errorf("it goes on although it was killed: %w", err)
 		}
 	}
 	return p.sweep()
@@ -328,10 +330,7 @@ func (p *Process) hasEnded() bool {
 // sweep ends what the process has left: its control group, or else its session.
 func (p *Process) sweep() (err error) {
 	if p.cgroup != "" {
-		if err = os.WriteFile(filepath.Join(p.cgroup, "cgroup.kill"), []byte("1"), 0); errors.Is(err, os.ErrNotExist) {
-			err = nil
-		}
-		return err
+		return sweepGroup(p.cgroup)
 	}
 	if now, err := idOf(p.PID); err == nil && now != p.ID { // the number is another's, and then nobody of the session is left
 		return nil
@@ -365,14 +364,42 @@ func (p *Process) end(pid int) error {
 }
 
 const (
+	// killedWait is how long a process is waited for that was killed: one that waits for a disk may not end before that
+	// answers.
+	killedWait = 30 * time.Second
 	// sweeps bounds how often it is looked for processes that others have started meanwhile.
 	sweeps = 100
 	// sweepWait is how long one that is killed is waited for, in milliseconds.
 	sweepWait = 1000
 )
 
-// Sweep ends all processes of this host that have a variable in their environment, but for this one.
-func Sweep(variable string) error {
+// sweepGroup ends all that is in a control group, and waits a while until it is empty.
+func sweepGroup(dir string) error {
+	err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for range sweeps {
+		left, failed := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err = errors.Join(err, failed); err != nil || len(left) == 0 {
+			return err
+		}
+		pid, _ := strconv.Atoi(string(bytes.Fields(left)[0]))
+		if fd, failed := unix.PidfdOpen(pid, 0); failed == nil { // else it has ended by now
+			err = errors.Join(kill(fd, pid), unix.Close(fd))
+		}
+	}
+	return fmt.Errorf("%w: what is in control group %s does not end", content.ErrUnavailable, dir)
+}
+
+// Sweep ends all processes of this host that have a variable in their environment, but for this one, and what is in a
+// control group, unless that is "".
+func Sweep(variable, cgroup string) error {
+	if cgroup != "" {
+		if err := sweepGroup(cgroup); err != nil {
+			return err
+		}
+	}
 	for range sweeps {
 		found, err := sweepOnce(variable)
 		if err != nil || found == 0 {

@@ -27,7 +27,7 @@ func Run(context.Context, Config) (int, error) { return 0, unable() }
 func Give(string, string) error { return unable() }
 
 // Sweep is for Linux.
-func Sweep(string) error { return unable() }
+func Sweep(string, string) error { return unable() }
 
 // Wait is for Linux.
 func (*Process) Wait(context.Context) error { return unable() }
