@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"time"
 
@@ -70,6 +71,9 @@ func (i *hosted) changing(step func(*entry) error) error {
 	if i.gone {
 		return errGone
 	}
+	if reflect.DeepEqual(e, i.entry) { // who waits, or looks, is not to begin anew
+		return nil
+	}
 	if err := e.save(i.dir); err != nil {
 		return fmt.Errorf("log what is done about it: %w", err)
 	}
@@ -107,11 +111,14 @@ func (i *hosted) ask(ev state.Event, req terms.Request) (operations.View, error)
 		}
 	}
 	err := i.changing(func(e *entry) error {
+		if ev == state.Provision && (e.State == state.Unprovisioned || e.State == "") { // with nothing of an earlier life
+			*e = entry{Name: e.Name, Spec: e.Spec, Since: e.Since}
+			if !req.IsZero() {
+				e.Spec = req.Spec
+			}
+		}
 		if e.IsStable() {
 			e.Takeover = req.Takeover
-		}
-		if ev == state.Provision && (e.State == state.Unprovisioned || e.State == "") {
-			e.Spec = req.Spec
 		}
 		err := e.on(ev, nil)
 		if err == nil && before.IsStable() && !e.IsStable() {

@@ -196,9 +196,10 @@ func (i Instance) meanwhile(e Event) (Instance, error) {
 		op, _ := operationOf(Provisioned, Fenced)
 		return i.begin(op), nil
 	case asked(i.State) == e && !i.Undoing, e == Deprovision && i.Then == Obliterate:
+		i.Tries = 0 // what is asked for again is tried at once
 		return i, nil
 	case e == Obliterate, e == Deprovision && i.State != Obliterating:
-		i.Then = e
+		i.Then, i.Tries = e, 0
 		return i, nil
 	}
 	return i, fmt.Errorf("%w: it is %s", content.ErrConflict, i.State)
@@ -222,6 +223,11 @@ func (i Instance) ended(well bool) Instance {
 			i.To = Crashed
 		}
 		return i.settled()
+	}
+	if i.State == Deprovisioning && i.Then == Obliterate { // what can't be put away need not be
+		op, _ := operationOf(i.From, Obliterate)
+		i.State, i.Then = i.From, ""
+		return i.begin(op)
 	}
 	op, _ := operationOf(i.From, asked(i.State))
 	if i.Undoing || op.back == "" {

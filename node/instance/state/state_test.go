@@ -97,6 +97,8 @@ func TestWhatFails(t *testing.T) {
 		{Hibernated, []Event{Wake, Done, Done, Failed, Done}, Instance{State: Hibernated}},
 		{Provisioned, []Event{Deprovision, Failed}, Instance{State: Deprovisioning, Left: []Step{Stop, Dehydrate, Release, Clear}, To: Unprovisioned}},
 		{Provisioned, []Event{Deprovision, Done, Done, Failed, Failed}, Instance{State: Deprovisioning, Left: []Step{Dehydrate, Release, Clear}, To: Unprovisioned, Tries: 2}},
+		{Provisioned, []Event{Deprovision, Done, Done, Failed, Failed, Deprovision}, Instance{State: Deprovisioning, Left: []Step{Dehydrate, Release, Clear}, To: Unprovisioned}},
+		{Provisioned, []Event{Deprovision, Done, Done, Failed, Obliterate, Failed}, Instance{State: Obliterating, Left: []Step{Stop, Forget, Clear}, To: Unprovisioned}},
 		{Provisioned, []Event{Exited, Due, Done, Failed, Done}, Instance{State: Crashed, Crashes: 2}},
 		{Provisioned, []Event{Exited, Due, Done, Done}, Instance{State: Provisioned, Crashes: 1}},
 		{Provisioned, []Event{Exited, Due, Done, Done, Steady}, Instance{State: Provisioned}},
