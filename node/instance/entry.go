@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/node/images"
@@ -102,6 +103,18 @@ func saveStowed(dir string, now images.Stowed) error {
 		return err
 	}
 	return durable.Place(filepath.Join(dir, stowedFile), slices.Concat([]byte(content.Sum(body).String()+"\n"), body), 0o600)
+}
+
+// discard removes a folder without an entry; one that has more than what a crash leaves of an entry that was being written
+// stays.
+func discard(dir string) error {
+	in, err := os.ReadDir(dir)
+	for _, f := range in {
+		if strings.HasPrefix(f.Name(), durable.TempPrefix) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
+		}
+	}
+	return errors.Join(err, os.Remove(dir))
 }
 
 // clear removes all but the entry, and then that.

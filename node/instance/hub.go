@@ -109,7 +109,7 @@ func New(cfg Config) (*Hub, error) {
 		e, err := load(dir)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // it was being made, or removed
-			err = os.Remove(dir)
+			err = discard(dir)
 		case err == nil && content.Segment(e.Name) != f.Name():
 			err = fmt.Errorf("%s is of an instance %q: %w", dir, e.Name, content.ErrCorrupt)
 		case err == nil:
@@ -294,6 +294,8 @@ func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.
 		return nil, nil
 	case e != state.Provision && e != state.Obliterate:
 		return nil, fmt.Errorf("%w: this node does not have it", content.ErrNotFound)
+	case e == state.Provision && req.IsZero(): // it was here just now
+		return nil, errGone
 	case e == state.Provision:
 		if err := h.admit(req.Spec); err != nil {
 			return nil, err
@@ -336,6 +338,9 @@ func (h *Hub) complete(ctx context.Context, name string, req *terms.Request) (er
 	body, err := catalog.DecodeInstance(h.cfg.Codec, r.Body)
 	if err == nil && unsaid {
 		req.Spec, err = terms.Decode(body.Spec)
+	}
+	if err == nil && unsaid { // another node may have written it
+		req.Spec, err = req.Spec.WithDefaults()
 	}
 	if err != nil {
 		return err

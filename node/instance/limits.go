@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -43,13 +44,13 @@ type usage struct {
 // admits fails with the figures when a limit does not let another instance in.
 func (l Limits) admits(now usage, spec terms.Spec) error {
 	memory, disk := l.Memory.of(now.allMemory), l.Disk.of(now.allDisk)
-	switch takes := now.memory + now.promised + spec.Memory; {
+	switch {
 	case l.Instances > 0 && now.instances >= l.Instances:
 		return fmt.Errorf("%w: this node has %d instances, as many as it may", content.ErrUnavailable, now.instances)
-	case memory > 0 && takes > memory:
+	case memory > 0 && spec.Memory > memory-now.memory-now.promised:
 		return fmt.Errorf("%w: it is expected to take %d bytes of memory; %d of this host's %d are in use or promised, and %d may be", content.ErrUnavailable, spec.Memory, now.memory+now.promised, now.allMemory, memory)
 	}
-	if takes := now.disk + now.promisedOnDisk + spec.Disk; disk > 0 && takes > disk {
+	if disk > 0 && spec.Disk > disk-now.disk-now.promisedOnDisk {
 		return fmt.Errorf("%w: it is expected to take %d bytes of disk; %d of %d are in use or promised, and %d may be", content.ErrNoSpace, spec.Disk, now.disk+now.promisedOnDisk, now.allDisk, disk)
 	}
 	return nil
@@ -62,6 +63,9 @@ func (h *Hub) admit(spec terms.Spec) error {
 	for _, i := range here {
 		if e, _ := i.now(); e.Process == nil { // what runs is in what is in use
 			now.promised += e.Spec.Memory
+			if e.State == "" || e.State == state.Provisioning {
+				now.promisedOnDisk += e.Spec.Disk
+			}
 		}
 	}
 	free, all, err := cache.DiskFree(filepath.Dir(h.cfg.Dir))

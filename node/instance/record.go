@@ -105,6 +105,9 @@ func (i *hosted) commit(ctx context.Context, base *catalog.Record, body catalog.
 	return err
 }
 
+// errOld says that a record is older than what this node has claimed: who was asked has not heard of that yet.
+var errOld = fmt.Errorf("%w: its record, as far as it is known now, is of before this node has it", content.ErrUnavailable)
+
 // own returns the record, which names this node; ErrFenced where it names another.
 func (i *hosted) own(ctx context.Context) (*catalog.Record, catalog.Instance, error) {
 	base, body, err := i.record(ctx)
@@ -114,6 +117,8 @@ func (i *hosted) own(ctx context.Context) (*catalog.Record, catalog.Instance, er
 	switch e, _ := i.now(); {
 	case body.ID == catalog.InstanceID{}:
 		return nil, body, fmt.Errorf("%w: it was obliterated", content.ErrFenced)
+	case body.ID == e.ID && body.Epoch < e.Epoch:
+		return nil, body, errOld
 	case !e.isMine(i, body):
 		return nil, body, fmt.Errorf("%w: %s has it by now, with epoch %d, and this node had epoch %d", content.ErrFenced, i.hub.cfg.Who(body.Holder), body.Epoch, e.Epoch)
 	}
@@ -126,13 +131,15 @@ func (i *hosted) release(ctx context.Context) error {
 		return nil
 	}
 	base, body, err := i.own(ctx)
-	if errors.Is(err, content.ErrFenced) {
+	if errors.Is(err, content.ErrFenced) || errors.Is(err, errOld) { // or the claim has failed
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if e, _ := i.now(); body.Head == nil && (e.Spec.Runtime != terms.VM || e.Made) {
+	e, _ := i.now()
+	never := e.Undoing && e.Epoch == firstEpoch // of a machine whose volume is another's, a record would give it that
+	if body.Head == nil && (e.Spec.Runtime != terms.VM || e.Made || never) {
 		return i.hub.cfg.Registry.Delete(ctx, *base)
 	}
 	body.State = catalog.Released
@@ -145,7 +152,8 @@ func (i *hosted) forget(ctx context.Context, e entry) error {
 	if err != nil || body.ID == (catalog.InstanceID{}) {
 		return err
 	}
-	if body.State == catalog.Attached && !e.isMine(i, body) {
+	lost := body.Holder == i.hub.cfg.Self && e.Incarnation == 0 // it names this node, which has nothing of it
+	if body.State == catalog.Attached && !e.isMine(i, body) && !lost {
 		return fmt.Errorf("%w: %s has it", content.ErrFenced, i.hub.cfg.Who(body.Holder))
 	}
 	if e.Spec, err = terms.Decode(body.Spec); err == nil {

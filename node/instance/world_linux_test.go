@@ -2,6 +2,7 @@ package instance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,6 +88,7 @@ func workload(port string) error {
 type origin struct {
 	mu      sync.Mutex
 	down    error // why nothing answers
+	full    error // why nothing is stored
 	version uint64
 	records map[string]catalog.Record
 	trees   map[content.CID][][]byte // chunks
@@ -183,7 +185,10 @@ func (o *origin) Harvest(ctx context.Context, _ images.Updater, root fetch.Root,
 }
 
 func (o *origin) Stow(ctx context.Context, _ images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error) {
-	if err := o.failing(); err != nil {
+	o.mu.Lock()
+	err := cmp.Or(o.down, o.full)
+	o.mu.Unlock()
+	if err != nil {
 		return catalog.Image{}, nil, err
 	}
 	chunks, now, read, err := planted(ctx, what.Dir, what.Was, o.chunk)
