@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -111,9 +112,14 @@ const (
 	proxyIdle = 5 * time.Second
 )
 
-// proxy passes requests on to an instance's own pages; the workload is not shown who has asked for them.
+// isProxied tells the requests that an instance answers: the node does not read their bodies, which may be of any length.
+func isProxied(path string) bool {
+	rest, ok := strings.CutPrefix(path, instancesPath+"/")
+	_, rest, _ = strings.Cut(rest, "/")
+	return ok && strings.HasPrefix(rest, "proxy/")
+}
+
 func (s *Server) proxy(a huma.API, hub *instance.Hub) {
-	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout, IdleConnTimeout: proxyIdle}
 	prefix := instancesPath + "/{name}/proxy/"
 	op := described("GET "+prefix+"{path}", "an instance's own pages; all methods are passed on")
 	op.Responses["200"] = asText()
@@ -121,18 +127,28 @@ func (s *Server) proxy(a huma.API, hub *instance.Hub) {
 		op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 	}
 	a.OpenAPI().AddOperation(&op)
-	s.mux.HandleFunc(prefix+"{path...}", func(w http.ResponseWriter, r *http.Request) {
-		port, err := hub.Port(r.PathValue("name"))
+	s.mux.Handle(prefix+"{path...}", pages(hub))
+}
+
+// pages passes requests on to an instance's own pages; the workload is not shown who has asked for them.
+func pages(hub *instance.Hub) http.HandlerFunc {
+	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout, IdleConnTimeout: proxyIdle}
+	return func(w http.ResponseWriter, r *http.Request) {
+		port, err := 0, node.ErrNoVolumes
+		if hub != nil {
+			port, err = hub.Port(r.PathValue("name"))
+		}
 		if err != nil {
-			http.Error(w, content.Line(err), statusOf(err))
+			writeProblem(w, statusOf(err), content.Line(err))
 			return
 		}
+		_, escaped, _ := strings.Cut(r.URL.EscapedPath(), "/proxy/")
 		to := url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(port)}
 		(&httputil.ReverseProxy{Transport: transport, Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL.Path, p.Out.URL.RawPath = "/"+r.PathValue("path"), ""
+			p.Out.URL.Path, p.Out.URL.RawPath = "/"+r.PathValue("path"), "/"+escaped
 			p.SetURL(&to)
 			p.Out.Header.Del("Authorization")
 			p.SetXForwarded()
 		}}).ServeHTTP(w, r)
-	})
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -241,6 +242,18 @@ func TestLongBodyIsRefused(t *testing.T) {
 	s := serveTest(t, shortLimits())
 	if status, _ := s.ask(t, "127.0.0.1", "PUT", "/api/volumes/v", strings.Repeat("x", bodyMax+1)); status != http.StatusRequestEntityTooLarge {
 		t.Errorf("status %d", status)
+	}
+	const path = instancesPath + "/web/proxy/a"
+	s.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n, err)
+	})
+	if status, said := s.ask(t, "127.0.0.1", "PUT", path, strings.Repeat("x", bodyMax+1)); status != http.StatusOK || said != fmt.Sprint(bodyMax+1, error(nil)) {
+		t.Errorf("an instance's own page: %d %q", status, said)
+	}
+	seed := httptest.NewRecorder()
+	if pages(nil)(seed, httptest.NewRequest("GET", path, nil)); seed.Code != http.StatusUnprocessableEntity {
+		t.Errorf("on a seed: %d", seed.Code)
 	}
 }
 

@@ -190,7 +190,7 @@ func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 		if ok = ok && !foreign; !ok && isPublic(r.URL.Path) {
 			allowPages(w.Header())
 		}
-		if ok && !s.readBody(answer, r) {
+		if ok && !isProxied(r.URL.Path) && !s.readBody(answer, r) {
 			return
 		}
 		if g, known := r.Context().Value(guestKey{}).(*guest); known {
