@@ -20,10 +20,11 @@ import (
 
 // hosted is an instance that is here. Its driver alone does its steps.
 type hosted struct {
-	hub  *Hub
-	name string
-	dir  string
-	proc *process.Process // of the driver; nil while none is known to run
+	hub     *Hub
+	name    string
+	dir     string
+	proc    *process.Process // of the driver; nil while none is known to run
+	adopted bool             // of the driver: an earlier start of the node has begun that
 
 	mu      sync.Mutex // guards what follows
 	entry   entry

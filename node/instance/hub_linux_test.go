@@ -1,6 +1,8 @@
 package instance
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -539,5 +541,45 @@ func TestLimitsOfLimits(t *testing.T) {
 		if err := l.admits(now, s); err == nil {
 			t.Errorf("%+v is let in", s)
 		}
+	}
+}
+
+// TestReadyMeanwhile: what a workload has written stays that was started when the node was killed, and has ended by the time it
+// is back: it may have been ready, and used.
+func TestReadyMeanwhile(t *testing.T) {
+	o := newOrigin()
+	w := newWorld(t, o, t.TempDir(), 1)
+	spec := terms.Spec{Command: []string{"sh", "-c", "echo data > written; echo up; exec sleep 1000"}, Ready: "log:never"}
+	if _, _, err := w.Do(t.Context(), "web", state.Provision, terms.Request{Spec: spec}); err != nil {
+		t.Fatal(err)
+	}
+	for e, changed := w.get("web").now(); len(e.Left) == 0 || e.Left[0] != state.Await; e, changed = w.get("web").now() {
+		<-changed
+	}
+	e, _ := w.get("web").now()
+	for w.get("web").hasSaid(0, "up") != nil {
+		<-time.After(10 * time.Millisecond)
+	}
+	w.stop()
+	if err := unix.Kill(e.Process.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w = w.again(o)
+	w.until("web", state.Crashed)
+	w.must("web", state.Deprovision, state.Unprovisioned)
+	if r := o.record(t, "web"); r.Head == nil {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestLogsEnd with the instance that somebody follows.
+func TestLogsEnd(t *testing.T) {
+	w := newWorld(t, newOrigin(), t.TempDir(), 1)
+	v := w.must("web", state.Provision, state.Provisioned, counting())
+	said, ended := bytes.Buffer{}, make(chan error, 1)
+	go func() { ended <- w.Logs(context.Background(), "web", 0, true, &said) }()
+	w.must("web", state.Deprovision, state.Unprovisioned)
+	if err := <-ended; err != nil || !strings.Contains(said.String(), fmt.Sprint("listening on ", v.Port)) {
+		t.Errorf("%q, %v", said.String(), err)
 	}
 }

@@ -105,7 +105,7 @@ func (i *hosted) hasSaid(behind int64, what string) error {
 }
 
 // Logs writes the last bytes of what an instance has said, all of its log with 0, and with follow what it says from then on
-// until ctx ends.
+// until ctx ends, or the instance is here no more.
 func (h *Hub) Logs(ctx context.Context, name string, last int64, follow bool, w io.Writer) error {
 	i := h.get(name)
 	if i == nil {
@@ -125,7 +125,8 @@ func (h *Hub) Logs(ctx context.Context, name string, last int64, follow bool, w 
 		}
 	}
 	for {
-		if _, err := io.Copy(w, f); err != nil || !follow {
+		gone := h.get(name) != i
+		if _, err := io.Copy(w, f); err != nil || !follow || gone {
 			return err
 		}
 		if at, err := f.Seek(0, io.SeekCurrent); err == nil {

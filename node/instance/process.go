@@ -97,10 +97,11 @@ func (i *hosted) configure(e entry) error {
 	return process.Give(path, e.Spec.User)
 }
 
-// await returns once the workload is ready.
+// await returns once the workload is ready. One that an earlier start of the node has begun, and that has ended, may have
+// been ready, and used: who watches it finds that out, and what it has written stays.
 func (i *hosted) await(ctx context.Context, e entry) error {
 	if i.proc == nil {
-		return fmt.Errorf("%w%s", errEarly, i.lastWords())
+		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, e.Spec.Patience(), errLate)
 	defer cancel()
@@ -109,7 +110,7 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 	go func() {
 		defer close(ended)
 		if err := i.proc.Wait(ctx); ctx.Err() == nil {
-			end(fmt.Errorf("%w: %w", errEarly, errors.Join(err)))
+			end(errors.Join(errEarly, err))
 		}
 	}()
 	defer func() { end(nil); <-ended }()
@@ -125,6 +126,9 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+			if errors.Is(context.Cause(ctx), errEarly) && i.adopted {
+				return nil
+			}
 			if err := context.Cause(ctx); errors.Is(err, errLate) || errors.Is(err, errEarly) {
 				return fmt.Errorf("%w%s", err, i.lastWords())
 			}

@@ -66,7 +66,7 @@ func (i *hosted) adopt() {
 	p, err := process.Adopt(*e.Process, i.cgroup())
 	switch {
 	case err == nil:
-		i.proc = p
+		i.proc, i.adopted = p, true
 	case errors.Is(err, content.ErrNotFound): // it has ended; who waits for it sees that
 	default:
 		i.hub.cfg.Log.Error("whether a workload runs can't be told", "name", i.name, "pid", e.Process.PID, "err", err)
@@ -84,7 +84,7 @@ func (i *hosted) leave() {
 func (i *hosted) ended() error {
 	if i.proc != nil {
 		_ = i.proc.Close()
-		i.proc = nil
+		i.proc, i.adopted = nil, false
 	}
 	return i.change(func(e *entry) error { e.Process = nil; return nil })
 }
