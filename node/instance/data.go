@@ -140,8 +140,11 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
-	saved := i.hub.cfg.Now()
-	body.Lineage, body.Head, body.Saved = lineage(i.hub.cfg.Codec, body), &stored.Head, saved.UnixMilli()
+	saved, before, was := i.hub.cfg.Now(), lineage(i.hub.cfg.Codec, body), rootOf(i.hub.cfg.Codec, body)
+	body.Head, body.Saved = &stored.Head, saved.UnixMilli()
+	if rootOf(i.hub.cfg.Codec, body) != was { // one that has not changed is not behind itself
+		body.Lineage = before
+	}
 	if err := i.commit(ctx, base, body); err != nil {
 		return err
 	}

@@ -583,3 +583,45 @@ func TestLogsEnd(t *testing.T) {
 		t.Errorf("%q, %v", said.String(), err)
 	}
 }
+
+// TestLostReplies: a record that was written, and whose writer heard that it was not, is nobody else's.
+func TestLostReplies(t *testing.T) {
+	for lost := range 6 {
+		o := newOrigin()
+		w := newWorld(t, o, t.TempDir(), 1)
+		o.losing = lost + 1
+		if _, err := w.do("web", state.Provision, counting()); err != nil && lost > 0 {
+			t.Error(err)
+		}
+		v := w.must("web", state.Provision, state.Provisioned, counting())
+		w.page(v, "add/one")
+		w.must("web", state.Deprovision, state.Unprovisioned)
+		if r := o.record(t, "web"); r.State != catalog.Released || r.Head == nil {
+			t.Errorf("reply %d lost: %+v", lost, r)
+		}
+		if _, err := w.do("web", state.Provision); err != nil && lost != 3 {
+			t.Error(err)
+		}
+		if got := w.page(w.must("web", state.Provision, state.Provisioned), ""); got != "one stopped " {
+			t.Errorf("reply %d lost: it has %q", lost, got)
+		}
+		w.must("web", state.Obliterate, state.Unprovisioned)
+		if _, err := o.Instance(t.Context(), "web"); !errors.Is(err, content.ErrNotFound) || len(w.folders()) > 0 {
+			t.Errorf("reply %d lost: there is left %q, %v", lost, w.folders(), err)
+		}
+	}
+}
+
+// TestAsItWas: what has not changed is put away as it was, behind the same ones.
+func TestAsItWas(t *testing.T) {
+	o := newOrigin()
+	w := newWorld(t, o, t.TempDir(), 1)
+	run := terms.Request{Spec: terms.Spec{Command: []string{"sleep", "1000"}, Ready: "none"}}
+	for range 3 {
+		w.must("web", state.Provision, state.Provisioned, run)
+		w.must("web", state.Deprovision, state.Unprovisioned)
+	}
+	if r := o.record(t, "web"); len(r.Lineage) > 0 {
+		t.Errorf("%d ancestors of one that has never changed", len(r.Lineage))
+	}
+}
