@@ -36,6 +36,8 @@ const (
 	wakingFile  = "memory.waking"
 	// monitorTimeout bounds how long an emulator may take to take a connection.
 	monitorTimeout = 10 * time.Second
+	// monitorPatience bounds how long it may take to answer: it stands still while its disk does.
+	monitorPatience = 2 * time.Minute
 	// monitorEvery is how often one is asked how far it is.
 	monitorEvery = 100 * time.Millisecond
 	// memoryReserve is how much more of the disk has to be free than a machine's memory takes, for that to be kept.
@@ -249,10 +251,13 @@ func (m machine) monitor(talk func(asking) error) error {
 	if err != nil {
 		return err
 	}
+	silent := time.AfterFunc(monitorTimeout, func() { _ = mon.Disconnect() })
+	defer silent.Stop()
 	if err := mon.Connect(); err != nil {
-		return errors.Join(err, mon.Disconnect())
+		return errors.Join(fmt.Errorf("talk with the emulator: %w", err), mon.Disconnect())
 	}
 	err = talk(func(command string, arguments, out any) error {
+		silent.Reset(monitorPatience)
 		b, err := json.Marshal(qmp.Command{Execute: command, Args: arguments})
 		if err != nil {
 			return err
