@@ -262,7 +262,10 @@ func (h *Hub) Do(ctx context.Context, name string, e state.Event, req terms.Requ
 			err = fmt.Errorf("%s instance %q: %s", e, name, op.Error)
 		}
 	}
-	return i.view(), op, err
+	if v = i.view(); op.State == operations.Running { // it may have ended by now, and has to tell how
+		v.Operation = op.ID
+	}
+	return v, op, err
 }
 
 // asked returns the instance that something is asked of; nil where nothing is to be done.

@@ -326,6 +326,9 @@ func (w *world) do(name string, e state.Event, req ...terms.Request) (terms.View
 	if err != nil || op.ID == "" {
 		return v, err
 	}
+	if op.State == operations.Running && v.Operation != op.ID {
+		w.t.Errorf("%s %s: operation %s is at it, not %q", e, name, op.ID, v.Operation)
+	}
 	if op, err = w.cfg.Operations.Wait(w.t.Context(), op.ID); err != nil {
 		return v, err
 	}
