@@ -149,7 +149,7 @@ func (i *hosted) follow(ctx context.Context, ev state.Event, op *operations.Oper
 	i.mu.Unlock()
 	for {
 		e, changed := i.now()
-		if e.IsStable() || e.Undoing && e.Tries > 0 { // what can't be taken back yet is tried on
+		if e.IsStable() && (e.State != state.Unprovisioned || i.isGone()) || e.Undoing && e.Tries > 0 { // what can't be taken back yet is tried on
 			return reached(ev, e)
 		}
 		select {
@@ -222,7 +222,16 @@ func (i *hosted) drop() bool {
 	if err := i.hub.drop(i); err != nil {
 		i.hub.cfg.Log.Warn("what an instance has left is still here", "name", i.name, "err", err)
 	}
+	close(i.changed) // who waits for that sees that nothing is left
+	i.changed = make(chan struct{})
 	return true
+}
+
+// isGone reports whether it was dropped.
+func (i *hosted) isGone() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.gone
 }
 
 // proceed does the step that is due, and notes how it has ended.

@@ -80,12 +80,17 @@ func (i *hosted) leave() {
 	}
 }
 
-// ended notes that no process is left.
-func (i *hosted) ended() error {
+// letGo closes a process that has ended.
+func (i *hosted) letGo() {
 	if i.proc != nil {
 		_ = i.proc.Close()
 		i.proc, i.adopted = nil, false
 	}
+}
+
+// ended notes that no process is left.
+func (i *hosted) ended() error {
+	i.letGo()
 	return i.change(func(e *entry) error { e.Process = nil; return nil })
 }
 

@@ -162,10 +162,12 @@ func (i *hosted) crashed(how error) {
 		how = errors.New("it has ended")
 	}
 	i.hub.cfg.Log.Warn("the workload of an instance has ended by itself", "name", i.name, "how", how)
-	if err := i.ended(); err != nil {
+	i.letGo()
+	err := i.change(func(e *entry) error { e.Process = nil; return e.on(state.Exited, how) })
+	if err != nil { // it is found out once more
 		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "err", err)
+		i.wait(i.hub.ctx, logAgain, nil)
 	}
-	i.happens(state.Exited, how)
 }
 
 // taken looks whether the record still names this node; where that can't be told it does.
