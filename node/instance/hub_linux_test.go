@@ -283,15 +283,22 @@ func TestIdleOnesGo(t *testing.T) {
 // groups is a folder for control groups.
 func groups(t *testing.T) string {
 	t.Helper()
-	group := filepath.Join("/sys/fs/cgroup/unified", fmt.Sprint("grange-test-", os.Getpid()))
-	if err := os.Mkdir(group, 0o755); errors.Is(err, os.ErrNotExist) {
-		group = filepath.Join("/sys/fs/cgroup", filepath.Base(group))
-		err = os.Mkdir(group, 0o755)
-		if err != nil {
-			t.Fatal(err)
-		}
+	root, err := os.MkdirTemp("", "cgroup")
+	if err == nil {
+		err = unix.Mount("none", root, "cgroup2", 0, "")
 	}
-	t.Cleanup(func() { _ = os.Remove(group) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	group := filepath.Join(root, fmt.Sprint("grange-test-", os.Getpid()))
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(group), unix.Unmount(root, unix.MNT_DETACH), os.Remove(root)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	return group
 }
 
