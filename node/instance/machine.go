@@ -22,6 +22,7 @@ import (
 	"github.com/grangemesh/grange/node/instance/state"
 	disks "github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const (
@@ -114,7 +115,7 @@ func (m machine) command(e entry) (process.Config, error) {
 			args = append(args, flag, value)
 		}
 	}
-	incoming, err := m.incoming()
+	incoming, err := m.incoming(e)
 	cfg, failed := m.program(e, append(args, incoming...))
 	cfg.Dir, cfg.Log = m.dir, m.path(emulatorLog)
 	return cfg, errors.Join(err, failed)
@@ -159,12 +160,24 @@ func (m machine) seed(e entry) error {
 	return nil
 }
 
-// incoming has a machine wake with the memory that it was hibernated with. That is good for once: the disk goes on from
-// there.
-func (m machine) incoming() ([]string, error) {
-	if err := os.Rename(m.path(memoryFile), m.path(wakingFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil, ignore(os.Remove(m.path(wakingFile)), fs.ErrNotExist)
-	} else if err != nil {
+// incoming has a machine wake with the memory that it was hibernated with. That is good for once, and for a wake alone: the
+// disk goes on from there, and older memory over it would be the end of its file systems.
+func (m machine) incoming(e entry) ([]string, error) {
+	err := ignore(os.Remove(m.path(wakingFile)), fs.ErrNotExist)
+	woken := false
+	switch {
+	case err != nil:
+		return nil, err
+	case e.State != state.Waking:
+		err = ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist)
+	default:
+		err = os.Rename(m.path(memoryFile), m.path(wakingFile))
+		woken, err = err == nil, ignore(err, fs.ErrNotExist)
+	}
+	if err == nil {
+		err = durable.SyncDir(m.dir) // before the machine writes
+	}
+	if err != nil || !woken {
 		return nil, err
 	}
 	return []string{"-incoming", "exec:cat '" + m.path(wakingFile) + "'"}, nil
@@ -218,7 +231,10 @@ func (m machine) part(ctx context.Context, e entry) error {
 // keep writes the memory of a machine that stands still from then on.
 func (m machine) keep(ctx context.Context, ask asking) error {
 	part := m.path(memoryFile + ".part")
-	err := ask("stop", nil, nil)
+	err := ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist) // of a try whose end nobody has logged
+	if err == nil {
+		err = ask("stop", nil, nil)
+	}
 	if err == nil {
 		err = ask("migrate", map[string]any{"uri": "exec:cat > '" + part + "' && sync -d '" + part + "'"}, nil)
 	}
