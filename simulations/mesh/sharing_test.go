@@ -92,8 +92,9 @@ func TestSilentLead(t *testing.T) {
 	if got, held := store.Sent("packs/"), int64(get[api.Image](t, from, "/api/images/disk").Stored); got > held/20 {
 		t.Errorf("the store sent %d bytes of packs, of %d that the farm holds", got, held)
 	}
-	if failures := metric(t, reader, "grange_fetch_peer_failures_total"); failures < 1 {
-		t.Error("no metric shows the silent member")
+	// On a slow machine each read may be done before the lead has had its time, while gossip finds it lost.
+	if seen := len(get[api.Status](t, reader, "/api/status").Farm); seen > 1 && metric(t, reader, "grange_fetch_peer_failures_total") < 1 {
+		t.Error("neither a metric nor the status shows the silent member")
 	}
 	if err := silent.Host.Plug(t.Context()); err != nil {
 		t.Fatal(err)
