@@ -27,6 +27,9 @@ type Instances struct {
 	Cgroup string
 	// Emulator is how machines are run, as in qemu's -accel; "" is by KVM, and without where there is none.
 	Emulator string
+	// Lower is the command of a process that calls instance.Show, see there; none refuses instances that start before their
+	// data are here.
+	Lower []string
 }
 
 const (
@@ -51,7 +54,7 @@ func (n *Node) openInstances(context.Context) (err error) {
 		Dir: cmp.Or(c.Dir, filepath.Join(n.cfg.Dir, "instances")), First: cmp.Or(c.First, firstPort), Last: cmp.Or(c.Last, lastPort),
 		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits, Cgroup: c.Cgroup,
 		Self: n.identity.Public(), Farm: n.Farm(), Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() },
-		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Lower: c.Lower, Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

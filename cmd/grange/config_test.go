@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -172,10 +173,10 @@ func TestHowInstancesAreRun(t *testing.T) {
 	}
 	got.Provisions = nil
 	want := node.Instances{Dir: "/srv/i", First: 7000, Last: 7009, Limits: instance.Limits{Instances: 3, Memory: instance.Share{Part: 0.8}, Disk: instance.Share{Bytes: 10 << 30}}}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	if c, err = parse(t, "", "node"); err != nil || c.Node.Instance.Config() != (node.Instances{First: 20000, Last: 29999}) {
+	if c, err = parse(t, "", "node"); err != nil || !reflect.DeepEqual(c.Node.Instance.Config(), node.Instances{First: 20000, Last: 29999}) {
 		t.Errorf("%+v, %v", c.Node.Instance.Config(), err)
 	}
 	t.Setenv("GRANGE_MEMORY", "1GiB") // the node's

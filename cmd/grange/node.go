@@ -66,6 +66,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCal
 	opener := originOpener{log: log, verbose: app.Verbose}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
 	cfg.Instances = c.Instance.Config()
+	cfg.Instances.Lower = instance.Lower(cfg.Dir)
 	cfg.NoOrigin, cfg.OriginLimits = c.NoOriginFallback, budget.Limits{Requests: float64(c.OriginRequests), Bytes: int64(c.OriginRate)}
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {

@@ -57,7 +57,32 @@ func (s *Server) instances(a huma.API) {
 		}, http.StatusAccepted, http.StatusOK)
 	}
 	s.logs(a, hub)
+	s.lower(a, hub)
 	s.proxy(a, hub)
+}
+
+// blobType is of bytes that are the caller's to understand.
+const blobType = "application/octet-stream"
+
+// lower registers what an instance's data began as, for the process that shows them before they are here.
+func (s *Server) lower(a huma.API, hub *instance.Hub) {
+	op := described("GET "+instancesPath+"/{name}/lower/{chunk}", "bytes of a chunk of what a lazy instance's data began as")
+	op.Responses["200"] = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{blobType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}}}
+	huma.Register(a, op, func(ctx context.Context, in *struct {
+		Named
+		Chunk  uint64 `path:"chunk"`
+		Offset int    `query:"offset" minimum:"0"`
+		Length int    `query:"length" minimum:"1" maximum:"131072"`
+	}) (*huma.StreamResponse, error) {
+		p := make([]byte, in.Length)
+		if err := hub.ReadLower(ctx, in.Name, in.Chunk, in.Offset, p); err != nil {
+			return nil, problem(err)
+		}
+		return &huma.StreamResponse{Body: func(ctx huma.Context) {
+			ctx.SetHeader("Content-Type", blobType)
+			_, _ = ctx.BodyWriter().Write(p)
+		}}, nil
+	})
 }
 
 // done has something done about an instance.

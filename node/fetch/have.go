@@ -201,7 +201,7 @@ func newBook(f *Fetcher) *shown.Book {
 // to be asked for anything.
 func (f *Fetcher) unmet(id peer.ID, err error) {
 	if !errors.Is(err, content.ErrForbidden) {
-		f.failed(id, content.Line(err))
+		f.tally.Failed(id, content.Line(err))
 		f.Think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
 		return
 	}
@@ -209,12 +209,8 @@ func (f *Fetcher) unmet(id peer.ID, err error) {
 	f.Think(func(m *plan.Member) { m.Strange(plan.Peer(id), f.cfg.Now()) })
 }
 
-func (f *Fetcher) failed(id peer.ID, why string) {
-	f.tally.Failed(id, why)
-}
-
 // stalled notes that a member was asked for that long and brought nothing.
 func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
-	f.failed(id, fmt.Sprintf("brought nothing for %s", quiet.Round(time.Millisecond)))
+	f.tally.Failed(id, fmt.Sprintf("brought nothing for %s", quiet.Round(time.Millisecond)))
 	f.Think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
 }

@@ -298,6 +298,15 @@ func (m *Image) leaf(ctx context.Context, n uint64, how request) (leaf *mapNode,
 	return leaf, err
 }
 
+// CID names a chunk; a hole has none. It may fetch parts of the map.
+func (m *Image) CID(ctx context.Context, index uint64) (content.CID, error) {
+	leaf, err := m.leaf(ctx, index/content.MapFanout, m.by(exchange.PriorityPrefetch))
+	if err != nil || leaf == nil {
+		return content.CID{}, err
+	}
+	return leaf.Node.Entry(int(index % content.MapFanout)), nil
+}
+
 // CIDs yields the names of all chunks and map nodes, and what it could not find out
 // as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {

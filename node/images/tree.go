@@ -133,6 +133,58 @@ func (im *Images) TreeRoot(ctx context.Context, name string) (fetch.Root, error)
 	return RootOf(k), nil
 }
 
+// Lent is a tree that is read before all of it is here.
+type Lent struct {
+	image *fetch.Image
+	codec *content.Codec
+}
+
+// Lend has a tree read that the caller knows the root of.
+func (im *Images) Lend(root fetch.Root) (*Lent, error) {
+	m, err := im.cfg.Fetcher.Learn(root)
+	return &Lent{m, im.cfg.Codec}, err
+}
+
+// ReadChunk implements tree.ReadChunk, for somebody who waits.
+func (l *Lent) ReadChunk(ctx context.Context, index uint64, off int, p []byte) error {
+	if index >= l.image.Root().Count || off < 0 || len(p) > tree.ChunkSize-off {
+		return fmt.Errorf("%w: %d bytes from %d of chunk %d, in a tree of %d", content.ErrInvalid, len(p), off, index, l.image.Root().Count)
+	}
+	return l.image.ReadChunk(ctx, index, off, p)
+}
+
+func (l *Lent) open(ctx context.Context) (*tree.Tree, error) {
+	l.image.Prepare(ctx) // so that the first read knows whom to ask
+	return tree.Open(ctx, l.codec, l.image.Root(), l.ReadChunk)
+}
+
+// Top has a folder that is empty be as the tree's top is, but for what is in that.
+func (l *Lent) Top(ctx context.Context, dir string) error {
+	t, err := l.open(ctx)
+	if err == nil {
+		err = convert.HarvestTop(ctx, t, dir)
+	}
+	return err
+}
+
+// Recall returns what Stow would make of the tree's files where they are mounted, and unchanged.
+func (l *Lent) Recall(ctx context.Context) (Stowed, error) {
+	t, err := l.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := Stowed{}
+	return now, t.Segments(ctx, tree.Cuts{
+		Stamp: func(f tree.File, number uint64) []byte {
+			return convert.StampOf(number, f.Changed().UnixNano(), f.Changed().UnixNano())
+		},
+		CID: l.image.CID, Note: func(key content.CID, s tree.Segment) { now[key] = s },
+	})
+}
+
+// Fill has here what is not yet.
+func (l *Lent) Fill(ctx context.Context) error { return l.image.Warm(ctx, nil) }
+
 // OpenTree opens the tree that a name stands for, and says which root that is.
 func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, content.CID, error) {
 	k, err := im.cfg.Names.Lookup(ctx, content.KindTree, name, true)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,7 +24,7 @@ type runtime interface {
 	// hydrate has here what the workload works on.
 	hydrate(ctx context.Context, e entry) error
 	// command is what is started.
-	command(e entry) (process.Config, error)
+	command(ctx context.Context, e entry) (process.Config, error)
 	// look is nil once the workload is ready.
 	look(ctx context.Context, e entry) error
 	// part has the workload end in its own way, before it is told to by a signal.
@@ -44,8 +45,8 @@ func (i *hosted) runtime(e entry) runtime {
 // folder is a process that works in a folder, which is put away as a tree.
 type folder struct{ *hosted }
 
-func (i folder) command(e entry) (process.Config, error) {
-	if err := i.configure(e); err != nil {
+func (i folder) command(ctx context.Context, e entry) (process.Config, error) {
+	if err := errors.Join(i.show(ctx), i.configure(e)); err != nil {
 		return process.Config{}, err
 	}
 	return i.program(e, e.Spec.Command)
@@ -53,7 +54,7 @@ func (i folder) command(e entry) (process.Config, error) {
 
 func (folder) part(context.Context, entry) error { return nil }
 
-func (folder) remove(context.Context, entry, bool) error { return nil }
+func (i folder) remove(context.Context, entry, bool) error { return i.hide() }
 
 // hydrate makes the folder of data what was put away last, or the tree that the instance begins with, or empty.
 func (i folder) hydrate(ctx context.Context, e entry) error {
@@ -75,6 +76,12 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 	i.Update(func(v *operations.View) { v.Total = root.Head.Root.Size })
 	if err := os.Remove(filepath.Join(i.dir, stowedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
+	}
+	if e.Spec.Lazy {
+		if err := i.lay(ctx, root); err != nil {
+			return err
+		}
+		return i.reachable(e)
 	}
 	said, err := i.hub.cfg.Library.Harvest(ctx, i, root, i.data())
 	for _, text := range said {
@@ -127,8 +134,12 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
+	known, err := i.known(ctx)
+	if err != nil {
+		return err
+	}
 	stored, now, err := i.hub.cfg.Library.Stow(ctx, i, images.ToStow{
-		Dir: i.data(), Scope: e.Spec.Scope(i.hub.cfg.Farm), Lineage: lineage(i.hub.cfg.Codec, body), Was: loadStowed(i.dir),
+		Dir: i.data(), Scope: e.Spec.Scope(i.hub.cfg.Farm), Lineage: lineage(i.hub.cfg.Codec, body), Was: known,
 	})
 	if err != nil {
 		return err
@@ -154,6 +165,23 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	})
 }
 
+// known is what the files had become when they were read last, of a folder that is there.
+func (i folder) known(ctx context.Context) (images.Stowed, error) {
+	was := loadStowed(i.dir)
+	lent, err := i.lent()
+	if err != nil || lent == nil {
+		return was, err
+	}
+	if err := i.show(ctx); err != nil {
+		return nil, err
+	}
+	all, err := lent.Recall(ctx)
+	if err == nil {
+		maps.Copy(all, was)
+	}
+	return all, err
+}
+
 // lineage is that of what is put away behind what a record has.
 func lineage(codec *content.Codec, body catalog.Instance) []content.CID {
 	if body.Head == nil {
@@ -164,8 +192,19 @@ func lineage(codec *content.Codec, body catalog.Instance) []content.CID {
 }
 
 // recall finds out what the files are that were just written, so that those which stay as they are need not be read when
-// they are put away.
+// they are put away; or has here what the data show without having it.
 func (i *hosted) recall(ctx context.Context) {
+	lent, err := folder{i}.lent()
+	if err == nil && lent != nil {
+		err = lent.Fill(ctx)
+	}
+	if ctx.Err() != nil || lent != nil && err == nil {
+		return
+	}
+	if err != nil {
+		i.hub.cfg.Log.Warn("what an instance began as is not all here, and is brought in as it is read", "name", i.name, "err", err)
+		return
+	}
 	if _, err := os.Stat(filepath.Join(i.dir, stowedFile)); err == nil {
 		return
 	}

@@ -28,6 +28,11 @@ const (
 	logFile    = "log"    // what it says
 	stowedFile = "stowed" // what its files had become when they were read last
 	configFile = "config" // of the workload
+	baseFile   = "base"   // the root of the tree that lowerDir shows
+	lowerDir   = "lower"  // the tree that the data began as, where it need not be here; what was
+	upperDir   = "upper"  // written since, for which the kernel has
+	workDir    = "work"   // a folder of its own; data shows both together
+	lowerLog   = "lower.log"
 )
 
 // entry is what this node knows of an instance: instance.json in its folder, written before each step.
@@ -88,9 +93,8 @@ func (e entry) save(dir string) error {
 
 // loadStowed reads what files had become; what is not there, or damaged, is nothing, and has them read again.
 func loadStowed(dir string) (out images.Stowed) {
-	b, err := os.ReadFile(filepath.Join(dir, stowedFile))
-	sum, body, _ := bytes.Cut(b, []byte("\n"))
-	if err != nil || content.Sum(body).String() != string(sum) || json.Unmarshal(body, &out) != nil {
+	body, err := loadSummed(filepath.Join(dir, stowedFile))
+	if err != nil || json.Unmarshal(body, &out) != nil {
 		return nil
 	}
 	return out
@@ -102,7 +106,25 @@ func saveStowed(dir string, now images.Stowed) error {
 	if err != nil {
 		return err
 	}
-	return durable.Place(filepath.Join(dir, stowedFile), slices.Concat([]byte(content.Sum(body).String()+"\n"), body), 0o600)
+	return saveSummed(filepath.Join(dir, stowedFile), body)
+}
+
+// loadSummed reads a file that saveSummed has written; another is ErrCorrupt.
+func loadSummed(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	sum, body, _ := bytes.Cut(b, []byte("\n"))
+	if content.Sum(body).String() != string(sum) {
+		return nil, fmt.Errorf("%s: %w: its sum is another", path, content.ErrCorrupt)
+	}
+	return body, nil
+}
+
+// saveSummed writes a file behind its sum.
+func saveSummed(path string, body []byte) error {
+	return durable.Place(path, slices.Concat([]byte(content.Sum(body).String()+"\n"), body), 0o600)
 }
 
 // discard removes a folder without an entry; one that has more than what a crash leaves of an entry that was being written

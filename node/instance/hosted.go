@@ -11,6 +11,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
@@ -34,6 +35,7 @@ type hosted struct {
 	op      *operations.Operation   // that shows what is done; nil for none
 	abort   context.CancelCauseFunc // ends the step that is being done, if it can be given up
 	vain    bool                    // what is under way is not wanted any more
+	lower   *images.Lent            // what the data began as, if that need not be here; nil until somebody asks
 }
 
 // errAborted ends a step that nobody wants any more.

@@ -51,8 +51,10 @@ type Config struct {
 	// Library writes trees into folders, and stores what is in folders.
 	Library Library
 	// Volumes are the disks of machines; Emulator is how one runs, as in qemu's -accel.
-	Volumes    *volumes.Volumes
-	Emulator   string
+	Volumes  *volumes.Volumes
+	Emulator string
+	// Lower is the command that calls Show with what is added: the name and the folder of an instance.
+	Lower      []string
 	Operations *operations.Operations
 	Codec      *content.Codec
 	Now        func() time.Time
@@ -77,6 +79,7 @@ type Library interface {
 	Harvest(ctx context.Context, op images.Updater, root fetch.Root, dir string) (said []string, err error)
 	Stow(ctx context.Context, op images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error)
 	Recall(ctx context.Context, dir string) (images.Stowed, error)
+	Lend(root fetch.Root) (*images.Lent, error)
 }
 
 // Hub has the instances of a node. Use: New, Run. Safe for concurrent use.

@@ -82,7 +82,7 @@ func (m machine) isFree(ctx context.Context) error {
 }
 
 // command is the emulator's.
-func (m machine) command(e entry) (process.Config, error) {
+func (m machine) command(_ context.Context, e entry) (process.Config, error) {
 	v, err := m.hub.cfg.Volumes.Get(m.name)
 	if err == nil && v.Device == "" {
 		err = fmt.Errorf("%w: volume %s is %s: %s", content.ErrUnavailable, m.name, v.State, v.Detail)

@@ -47,7 +47,7 @@ func (i *hosted) environment(e entry) []string {
 }
 
 // start starts the workload, unless it runs. One that an earlier try has started, and not noted, is ended before.
-func (i *hosted) start(e entry) error {
+func (i *hosted) start(ctx context.Context, e entry) error {
 	if i.proc != nil {
 		return nil
 	}
@@ -58,7 +58,7 @@ func (i *hosted) start(e entry) error {
 	if info, err := os.Stat(filepath.Join(i.dir, logFile)); err == nil {
 		said = info.Size()
 	}
-	cfg, err := i.runtime(e).command(e)
+	cfg, err := i.runtime(e).command(ctx, e)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func (i *hosted) do(ctx context.Context, e entry, step state.Step) error {
 		case state.Reserve:
 			return i.hub.reserve(i)
 		case state.Start:
-			return i.start(e)
+			return i.start(ctx, e)
 		case state.Await:
 			return i.await(ctx, e)
 		case state.Compact:

@@ -188,6 +188,8 @@ func (o *origin) Harvest(ctx context.Context, _ images.Updater, root fetch.Root,
 	return said, err
 }
 
+func (o *origin) Lend(fetch.Root) (*images.Lent, error) { return nil, errors.ErrUnsupported }
+
 func (o *origin) Stow(ctx context.Context, _ images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error) {
 	o.mu.Lock()
 	err := cmp.Or(o.down, o.full)

@@ -27,8 +27,6 @@ const (
 	kept = 24 * time.Hour
 	// readMax is the largest read, as the kernel has it.
 	readMax = 1 << 20
-	// firstInode is the number of the top.
-	firstInode = 1
 	// sector is what the kernel counts blocks in, in bytes.
 	sector = 512
 )
@@ -86,11 +84,6 @@ func (n *inode) failed(what string, err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// number is that of what stands at a place in a folder: no two have one, see tree.File.Listing.
-func (n *inode) number(place int) uint64 {
-	return firstInode + 1 + uint64(n.file.Listing()) + uint64(place)
-}
-
 // entry returns what has a name in a folder, and its place.
 func (n *inode) entry(ctx context.Context, name string) (f tree.File, place int, errno syscall.Errno) {
 	in, errno := n.list(ctx)
@@ -108,7 +101,7 @@ func (n *inode) entry(ctx context.Context, name string) (f tree.File, place int,
 func (n *inode) find(ctx context.Context, name string) (f tree.File, ino uint64, errno syscall.Errno) {
 	f, place, errno := n.entry(ctx, name)
 	if errno != 0 || len(f.Same) == 0 {
-		return f, n.number(place), errno
+		return f, n.file.Number(place), errno
 	}
 	return n.first(ctx, string(f.Same))
 }
@@ -121,14 +114,14 @@ func (n *inode) first(ctx context.Context, p string) (f tree.File, ino uint64, e
 		if errno != 0 || !f.Is(tree.Folder) {
 			return f, 0, n.failed("find the first name of "+path.Base(p), content.ErrCorrupt)
 		}
-		in, _ := n.files.firsts.LoadOrStore(at.number(place), &inode{files: n.files, file: f, ino: at.number(place)})
+		in, _ := n.files.firsts.LoadOrStore(at.file.Number(place), &inode{files: n.files, file: f, ino: at.file.Number(place)})
 		at = in.(*inode)
 	}
 	f, place, errno := at.entry(ctx, left[0])
 	if errno != 0 || f.Is(tree.Folder) || len(f.Same) > 0 {
 		return f, 0, n.failed("find the first name of "+path.Base(p), content.ErrCorrupt)
 	}
-	return f, at.number(place), 0
+	return f, at.file.Number(place), 0
 }
 
 // Lookup implements fs.NodeLookuper.
@@ -150,7 +143,7 @@ func (n *inode) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	}
 	out := make([]fuse.DirEntry, len(in))
 	for i, f := range in {
-		out[i] = fuse.DirEntry{Name: string(f.Name), Mode: f.Mode & syscall.S_IFMT, Ino: n.number(i)}
+		out[i] = fuse.DirEntry{Name: string(f.Name), Mode: f.Mode & syscall.S_IFMT, Ino: n.file.Number(i)}
 		if len(f.Same) > 0 {
 			if _, out[i].Ino, errno = n.first(ctx, string(f.Same)); errno != 0 {
 				return nil, errno
@@ -249,13 +242,13 @@ func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool
 	timeout := kept
 	options := &fs.Options{
 		EntryTimeout: &timeout, AttrTimeout: &timeout, NegativeTimeout: &timeout, NullPermissions: true,
-		RootStableAttr: &fs.StableAttr{Ino: firstInode, Mode: syscall.S_IFDIR},
+		RootStableAttr: &fs.StableAttr{Ino: tree.FirstNumber, Mode: syscall.S_IFDIR},
 		MountOptions: fuse.MountOptions{
 			AllowOther: os.Geteuid() == 0, Options: []string{"default_permissions"}, MaxWrite: readMax, MaxReadAhead: readMax, FsName: name, Name: "grange", DirectMount: true,
 			DirectMountFlags: syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_RDONLY,
 		},
 	}
-	server, err := fs.Mount(dir, &inode{files: &files{tree: t, log: log}, file: t.Top(), ino: firstInode}, options)
+	server, err := fs.Mount(dir, &inode{files: &files{tree: t, log: log}, file: t.Top(), ino: tree.FirstNumber}, options)
 	if err != nil {
 		return nil, nil, err
 	}

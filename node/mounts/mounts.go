@@ -107,6 +107,15 @@ func (m *Mounts) Run(ctx context.Context) error {
 	}
 }
 
+// Serve shows a tree at a folder until somebody unmounts it.
+func Serve(t *tree.Tree, name, dir string, log *slog.Logger) error {
+	_, gone, err := show(t, name, dir, log)
+	if err == nil {
+		<-gone
+	}
+	return err
+}
+
 // again makes the mounts that are not there.
 func (m *Mounts) again(ctx context.Context) {
 	m.changing.Lock()

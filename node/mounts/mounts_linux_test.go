@@ -217,14 +217,14 @@ func TestFoldersOfFirstNames(t *testing.T) {
 		first := filepath.Join(src, "a/store", strconv.Itoa(i))
 		must(t, os.WriteFile(first, nil, 0o644), os.Link(first, filepath.Join(src, "names", strconv.Itoa(i))))
 	}
-	top := &inode{files: &files{tree: planted(t, src, &reads), log: slog.New(slog.DiscardHandler)}, ino: firstInode}
+	top := &inode{files: &files{tree: planted(t, src, &reads), log: slog.New(slog.DiscardHandler)}, ino: tree.FirstNumber}
 	top.file = top.files.tree.Top()
 	fs.NewNodeFS(top, &fs.Options{})
 	names, place, errno := top.entry(t.Context(), "names")
 	if errno != 0 {
 		t.Fatal(errno)
 	}
-	in := &inode{files: top.files, file: names, ino: top.number(place)}
+	in := &inode{files: top.files, file: names, ino: top.file.Number(place)}
 	top.AddChild("names", top.NewInode(t.Context(), in, fs.StableAttr{Mode: syscall.S_IFDIR, Ino: in.ino}), true)
 	reads.Store(0)
 	if out, errno := in.Readdir(t.Context()); errno != 0 {

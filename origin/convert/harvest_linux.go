@@ -52,6 +52,19 @@ func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) e
 	return err
 }
 
+// HarvestTop makes a folder what the top of a tree is, but for what is in that.
+func HarvestTop(ctx context.Context, t *tree.Tree, dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	place, err := files.NewPlace(fd, func(string, string) {})
+	if err != nil {
+		return err
+	}
+	return errors.Join(place.Put(ctx, planted{t}.entry(ctx, ".", t.Top(), nil)), place.Close())
+}
+
 // planted lists what is in a tree.
 type planted struct{ *tree.Tree }
 

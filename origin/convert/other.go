@@ -46,3 +46,9 @@ func (*Files) Learn(context.Context, *tree.Writer) error { return errors.ErrUnsu
 func Harvest(context.Context, *tree.Tree, string, func(string)) error {
 	return fmt.Errorf("%w: a tree is written out on Linux only", errors.ErrUnsupported)
 }
+
+// HarvestTop fails with errors.ErrUnsupported.
+func HarvestTop(context.Context, *tree.Tree, string) error { return errors.ErrUnsupported }
+
+// StampOf knows none.
+func StampOf(uint64, int64, int64) []byte { return nil }

@@ -156,8 +156,13 @@ func (p *planter) stampOf(e *files.Entry) []byte {
 	if e.Stamp == 0 || e.Stamp >= p.settled {
 		return nil
 	}
-	var stamp []byte
-	for _, part := range []uint64{e.Inode, uint64(e.Stamp), uint64(e.Mtime.Nano())} {
+	return StampOf(e.Inode, e.Stamp, e.Mtime.Nano())
+}
+
+// StampOf is the stamp of a file with that inode, which was changed last then, in its data and otherwise; in nanoseconds since
+// 1970.
+func StampOf(inode uint64, changed, modified int64) (stamp []byte) {
+	for _, part := range []uint64{inode, uint64(changed), uint64(modified)} {
 		stamp = binary.BigEndian.AppendUint64(stamp, part)
 	}
 	return stamp

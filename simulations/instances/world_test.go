@@ -2,6 +2,7 @@ package instances
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/simulations/lab"
+	"github.com/grangemesh/grange/simulations/netns"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
@@ -27,6 +29,13 @@ func farms(t *testing.T, names ...string) (*lab.Front, []*lab.Node) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	l.Prepare = func(ctx context.Context, host *netns.Host) error {
+		end, err := host.Settle(ctx)
+		if err == nil {
+			t.Cleanup(func() { _ = end() })
+		}
+		return err
 	}
 	t.Cleanup(func() {
 		for _, n := range l.Nodes() {

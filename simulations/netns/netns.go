@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 )
 
@@ -41,6 +43,7 @@ type Host struct {
 	lan       *lan
 	addr      netip.Addr
 	line      *shaper // of a far one
+	settled   int     // the process whose mounts all see; 0 for none
 }
 
 // New makes a network without hosts. The name, a few letters, begins the names
@@ -281,7 +284,33 @@ func (h *Host) link(ctx context.Context, state string) error {
 	return h.ip(ctx, "link", "set", "eth0", state)
 }
 
+// Settle has all commands of the host see the same mounts from now on: what one of them mounts, the next finds. Without it each
+// has its own. end takes them away.
+func (h *Host) Settle(ctx context.Context) (end func() error, err error) {
+	cmd := h.Command(context.WithoutCancel(ctx), "/bin/sh", "-c", "echo here; exec cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, err
+	}
+	end = func() error { return errors.Join(in.Close(), cmd.Wait()) }
+	if _, err := io.ReadFull(out, make([]byte, len("here\n"))); err != nil {
+		return nil, errors.Join(err, end())
+	}
+	h.settled = cmd.Process.Pid
+	return end, nil
+}
+
 // Command returns a command that runs inside the host's network.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if h.settled != 0 {
+		return exec.CommandContext(ctx, "/usr/bin/nsenter", append([]string{"--net", "--mount", "--target", strconv.Itoa(h.settled), name}, args...)...)
+	}
 	return exec.CommandContext(ctx, "/usr/sbin/ip", append([]string{"netns", "exec", h.namespace, name}, args...)...)
 }

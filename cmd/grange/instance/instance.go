@@ -38,6 +38,7 @@ type Commands struct {
 	Ls          lsCmd        `cmd:"" help:"List instances: this node's, or with --all those of the mesh."`
 	Show        showCmd      `cmd:"" help:"Show one instance."`
 	Logs        logsCmd      `cmd:"" help:"Print what a workload says, from the time that it was provisioned here."`
+	Lower       lowerCmd     `cmd:"" hidden:"" help:"Show what the data of an instance began as, for its node."`
 }
 
 func pathOf(name string) string { return "/api/instances/" + content.Segment(name) }

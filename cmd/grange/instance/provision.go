@@ -39,6 +39,7 @@ type provisionCmd struct {
 	Kernel       string     `env:"-" type:"path" help:"A kernel on the node's host that a vm boots, in place of what its disk has for that." placeholder:"FILE"`
 	Initrd       string     `env:"-" type:"path" help:"What that is given as its first disk." placeholder:"FILE"`
 	Append       string     `env:"-" help:"And as its command line." placeholder:"TEXT"`
+	Lazy         bool       `env:"-" help:"A process starts before its data are here; they are brought in as it reads them, and behind that."`
 	Mesh         bool       `env:"-" help:"Nodes of any farm may run it and read what it has; the nodes must be publishers."`
 	Takeover     bool       `env:"-" help:"Although another node has it: what that one has not put away stays there."`
 }
@@ -62,7 +63,7 @@ func (c *provisionCmd) request() (api.Provision, error) {
 	req := api.Provision{Takeover: c.Takeover, Spec: terms.Spec{
 		Runtime: c.Runtime, From: c.From, Command: c.Arguments, Env: c.Env, User: c.User, Rlimits: c.Rlimit, Config: c.ConfigFile, NoPort: c.NoPort, Ready: c.Ready,
 		ReadyTimeout: seconds(c.ReadyTimeout), Grace: seconds(c.Grace), Idle: seconds(c.Idle), Memory: int64(c.Memory), Disk: int64(c.Disk), CPUs: c.CPUs, Keys: c.Key,
-		Kernel: c.Kernel, Initrd: c.Initrd, Append: c.Append, Mesh: c.Mesh,
+		Kernel: c.Kernel, Initrd: c.Initrd, Append: c.Append, Mesh: c.Mesh, Lazy: c.Lazy,
 	}}
 	if c.Command != "" && len(c.Arguments) > 0 {
 		return req, fmt.Errorf("a command stands both in --command and behind --: %q", c.Arguments[0])

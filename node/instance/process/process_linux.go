@@ -305,7 +305,7 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 	}
 	patient, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	if err := p.Wait(patient); !p.hasEnded() {
+	if err := p.Wait(patient); !p.HasEnded() {
 		if ctx.Err() != nil {
 			return err
 		}
@@ -314,15 +314,15 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 		}
 		sure, cancel := context.WithTimeout(ctx, killedWait)
 		defer cancel()
-		if err := p.Wait(sure); !p.hasEnded() {
+		if err := p.Wait(sure); !p.HasEnded() {
 			return fmt.Errorf("it goes on although it was killed: %w", err)
 		}
 	}
 	return p.sweep()
 }
 
-// hasEnded reports whether the process has, as far as that can be told.
-func (p *Process) hasEnded() bool {
+// HasEnded reports whether the process has, as far as that can be told.
+func (p *Process) HasEnded() bool {
 	now, err := idOf(p.PID)
 	return err == nil && now != p.ID || errors.Is(err, content.ErrNotFound)
 }

@@ -37,3 +37,6 @@ func (*Process) Stop(context.Context, time.Duration) error { return unable() }
 
 // Close is for Linux.
 func (*Process) Close() error { return nil }
+
+// HasEnded is true.
+func (*Process) HasEnded() bool { return true }

@@ -71,6 +71,7 @@ type Spec struct {
 	Kernel       string   `json:"kernel,omitempty" maxLength:"512" doc:"of a vm: a kernel on the node's host that is booted, with initrd and append, in place of what its disk has for that"`
 	Initrd       string   `json:"initrd,omitempty" maxLength:"512" doc:"what that is given as its first disk"`
 	Append       string   `json:"append,omitempty" maxLength:"512" doc:"and as its command line"`
+	Lazy         bool     `json:"lazy,omitempty" doc:"of a process: it starts before its data are here, which are brought in as they are read, and behind that"`
 	Mesh         bool     `json:"mesh,omitempty" doc:"nodes of any farm may run it and read what it has; the nodes must be publishers"`
 }
 
@@ -181,8 +182,8 @@ func (s Spec) checkVM() error {
 		return fmt.Errorf("%w: command, env, user, rlimits, config, probe and compact are for a process", content.ErrInvalid)
 	case s.Kernel == "" && s.Initrd+s.Append != "", s.Kernel != "" && !filepath.IsAbs(s.Kernel), s.Initrd != "" && !filepath.IsAbs(s.Initrd):
 		return fmt.Errorf("%w: initrd and append come with a kernel, as absolute paths on the node's host", content.ErrInvalid)
-	case s.Mesh:
-		return fmt.Errorf("%w: a vm's volume stays in its farm", content.ErrInvalid)
+	case s.Mesh, s.Lazy:
+		return fmt.Errorf("%w: a vm's volume stays in its farm, and is always brought in as it is read", content.ErrInvalid)
 	}
 	return nil
 }

@@ -90,6 +90,12 @@ type File struct {
 // one place, and each has more bytes there than entries.
 func (f File) Listing() int64 { return f.listing }
 
+// FirstNumber is that of the top, where what is in a tree is numbered, see Number.
+const FirstNumber = 1
+
+// Number is one for what stands at a place in a folder, as an inode has: no two in a tree have the same.
+func (f File) Number(place int) uint64 { return FirstNumber + 1 + uint64(f.listing) + uint64(place) }
+
 // Open reads what every reader needs of a tree: the table of its chunks, and the top's entry. A root that is no tree
 // is ErrInvalid.
 func Open(ctx context.Context, codec *content.Codec, root content.Root, read ReadChunk) (*Tree, error) {

@@ -142,7 +142,7 @@ func (w *Writer) file(ctx context.Context, e *Entry, m member) error {
 		if e.Data = e.Size; e.Size > 0 {
 			w.group, w.size = append(w.group, m), w.size+e.Size
 		}
-		if w.size >= groupMost || w.size >= groupLeast && content.Weight(m.name, "")%groupOdds == 0 {
+		if endsGroup(w.size, m.name) {
 			return w.endGroup(ctx)
 		}
 		return nil
@@ -160,6 +160,11 @@ func (w *Writer) file(ctx context.Context, e *Entry, m member) error {
 		e.Data = e.held()
 	}
 	return err
+}
+
+// endsGroup reports whether a segment of small files ends behind one of that name, with so many bytes.
+func endsGroup(size int64, last string) bool {
+	return size >= groupMost || size >= groupLeast && content.Weight(last, "")%groupOdds == 0
 }
 
 // segment writes files that are cut together by write, unless they are known.
