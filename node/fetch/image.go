@@ -299,12 +299,12 @@ func (m *Image) leaf(ctx context.Context, n uint64, how request) (leaf *mapNode,
 }
 
 // CID names a chunk; a hole has none. It may fetch parts of the map.
-func (m *Image) CID(ctx context.Context, index uint64) (content.CID, error) {
+func (m *Image) CID(ctx context.Context, index uint64) (id content.CID, err error) {
 	leaf, err := m.leaf(ctx, index/content.MapFanout, m.by(exchange.PriorityPrefetch))
-	if err != nil || leaf == nil {
-		return content.CID{}, err
+	if leaf != nil {
+		id = leaf.Node.Entry(int(index % content.MapFanout))
 	}
-	return leaf.Node.Entry(int(index % content.MapFanout)), nil
+	return id, err
 }
 
 // CIDs yields the names of all chunks and map nodes, and what it could not find out

@@ -203,13 +203,7 @@ func (j *job) what() string {
 func (j *job) level() int { return j.flights[0].obj.Pos.Level }
 
 func (j *job) left() []*flight {
-	var out []*flight
-	for _, fl := range j.flights {
-		if !fl.ended.Load() {
-			out = append(out, fl)
-		}
-	}
-	return out
+	return slices.DeleteFunc(slices.Clone(j.flights), func(fl *flight) bool { return fl.ended.Load() })
 }
 
 // indexes of flights, rising.
