@@ -66,16 +66,24 @@ const blobType = "application/octet-stream"
 
 // lower registers what an instance's data began as, for the process that shows them before they are here.
 func (s *Server) lower(a huma.API, hub *instance.Hub) {
-	op := described("GET "+instancesPath+"/{name}/lower/{chunk}", "bytes of a chunk of what a lazy instance's data began as")
+	op := described("GET "+instancesPath+"/{name}/lower", "bytes of what a lazy instance's data began as")
 	op.Responses["200"] = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{blobType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}}}
 	huma.Register(a, op, func(ctx context.Context, in *struct {
 		Named
-		Chunk  uint64 `path:"chunk"`
-		Offset int    `query:"offset" minimum:"0"`
-		Length int    `query:"length" minimum:"1" maximum:"131072"`
+		Chunk  int64 `query:"chunk" minimum:"-1" default:"-1" doc:"of that chunk alone; -1: of all its files and folders"`
+		Offset int64 `query:"offset" minimum:"0"`
+		Length int   `query:"length" minimum:"1" maximum:"1048576"`
 	}) (*huma.StreamResponse, error) {
 		p := make([]byte, in.Length)
-		if err := hub.ReadLower(ctx, in.Name, in.Chunk, in.Offset, p); err != nil {
+		lent, err := hub.Lower(in.Name)
+		switch {
+		case err != nil:
+		case in.Chunk < 0:
+			err = lent.ReadStream(ctx, p, in.Offset)
+		default:
+			err = lent.ReadChunk(ctx, uint64(in.Chunk), int(in.Offset), p)
+		}
+		if err != nil {
 			return nil, problem(err)
 		}
 		return &huma.StreamResponse{Body: func(ctx huma.Context) {

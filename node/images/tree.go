@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/operations"
@@ -137,12 +138,15 @@ func (im *Images) TreeRoot(ctx context.Context, name string) (fetch.Root, error)
 type Lent struct {
 	image *fetch.Image
 	codec *content.Codec
+
+	opening sync.Mutex // held while it is opened
+	tree    *tree.Tree // nil before
 }
 
 // Lend has a tree read that the caller knows the root of.
 func (im *Images) Lend(root fetch.Root) (*Lent, error) {
 	m, err := im.cfg.Fetcher.Learn(root)
-	return &Lent{m, im.cfg.Codec}, err
+	return &Lent{image: m, codec: im.cfg.Codec}, err
 }
 
 // ReadChunk implements tree.ReadChunk, for somebody who waits.
@@ -154,8 +158,26 @@ func (l *Lent) ReadChunk(ctx context.Context, index uint64, off int, p []byte) e
 }
 
 func (l *Lent) open(ctx context.Context) (*tree.Tree, error) {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	if l.tree != nil {
+		return l.tree, nil
+	}
 	l.image.Prepare(ctx) // so that the first read knows whom to ask
-	return tree.Open(ctx, l.codec, l.image.Root(), l.ReadChunk)
+	t, err := tree.Open(ctx, l.codec, l.image.Root(), l.ReadChunk)
+	if err == nil {
+		l.tree = t
+	}
+	return t, err
+}
+
+// ReadStream implements tree.ReadStream.
+func (l *Lent) ReadStream(ctx context.Context, p []byte, at int64) error {
+	t, err := l.open(ctx)
+	if err != nil {
+		return err
+	}
+	return t.ReadStream(ctx, p, at)
 }
 
 // Top has a folder that is empty be as the tree's top is, but for what is in that.

@@ -74,9 +74,9 @@ func loadBase(dir string) (b base, err error) {
 	return b, err
 }
 
-// Show shows what the data of an instance began as, in its folder, until that is unmounted; read asks the node. It is for a
-// process that outlives the node, as the workload does.
-func Show(ctx context.Context, dir string, read tree.ReadChunk, log *slog.Logger) error {
+// Show shows what the data of an instance began as, in its folder, until that is unmounted; read and stream ask the node. It is
+// for a process that outlives the node, as the workload does.
+func Show(ctx context.Context, dir string, read tree.ReadChunk, stream tree.ReadStream, log *slog.Logger) error {
 	b, err := loadBase(dir)
 	if err != nil {
 		return err
@@ -85,26 +85,23 @@ func Show(ctx context.Context, dir string, read tree.ReadChunk, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	return mounts.Serve(t, "grange", filepath.Join(dir, lowerDir), log)
+	return mounts.Serve(t.Over(stream), "grange", filepath.Join(dir, lowerDir), log)
 }
 
-// ReadLower fills p from byte off of a chunk of what an instance of this node began as.
-func (h *Hub) ReadLower(ctx context.Context, name string, chunk uint64, off int, p []byte) error {
+// Lower is what the data of an instance of this node began as, if that need not be here; content.ErrNotFound else.
+func (h *Hub) Lower(name string) (*images.Lent, error) {
 	i := h.get(name)
 	if i == nil {
-		return fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+		return nil, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
 	}
 	lent, err := folder{i}.lent()
 	if err == nil && lent == nil {
 		err = fmt.Errorf("%w: all of its data are in its folder", content.ErrNotFound)
 	}
-	if err == nil {
-		err = lent.ReadChunk(ctx, chunk, off, p)
-	}
 	if err != nil {
-		return fmt.Errorf("instance %q: %w", name, err)
+		return nil, fmt.Errorf("instance %q: %w", name, err)
 	}
-	return nil
+	return lent, nil
 }
 
 // lent is what the data began as; nil where all of them are in the folder.

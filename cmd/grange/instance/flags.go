@@ -37,7 +37,7 @@ func (f *Flags) Validate() error {
 // Config is how a node runs instances.
 func (f *Flags) Config() node.Instances {
 	return node.Instances{
-		Dir:   f.Dir, Cgroup: f.Cgroup, Emulator: f.Emulator, First: f.Ports.first, Last: f.Ports.last, Provisions: f.ProvisionThreads, Hydrations: f.HydrationThreads,
+		Dir: f.Dir, Cgroup: f.Cgroup, Emulator: f.Emulator, First: f.Ports.first, Last: f.Ports.last, Provisions: f.ProvisionThreads, Hydrations: f.HydrationThreads,
 		Limits: instance.Limits{Instances: f.Max, Memory: instance.Share(f.Memory), Disk: instance.Share(f.Disk)},
 	}
 }

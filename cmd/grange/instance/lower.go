@@ -1,13 +1,13 @@
 package instance
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -32,6 +32,8 @@ type lowerCmd struct {
 const (
 	// againAtFirst and againAtMost are how often a node is asked again that does not answer.
 	againAtFirst, againAtMost = 10 * time.Millisecond, time.Second
+	// streamMost is how much is asked for at once: what the kernel does, and the API takes.
+	streamMost = 1 << 20
 )
 
 // Run shows what the instance's data began as until that is unmounted.
@@ -41,27 +43,49 @@ func (c *lowerCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error 
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(std.Out, nil))
-	read := func(ctx context.Context, chunk uint64, off int, p []byte) error {
-		path := fmt.Sprintf("%s/lower/%d?offset=%d&length=%d", pathOf(c.Name), chunk, off, len(p))
+	ask := func(ctx context.Context, query string, p []byte) error {
+		path := fmt.Sprintf("%s/lower?%s&length=%d", pathOf(c.Name), query, len(p))
 		b := backoff.NewExponentialBackOff()
 		b.InitialInterval, b.MaxInterval = againAtFirst, againAtMost
 		_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, c.read(ctx, to, path, p) }, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(0),
-			backoff.WithNotify(func(err error, _ time.Duration) { log.Warn("a read waits for the node", "chunk", chunk, "err", err) }))
+			backoff.WithNotify(func(err error, _ time.Duration) { log.Warn("a read waits for the node", "read", query, "err", err) }))
 		return err
 	}
-	return instance.Show(ctx, c.Dir, read, log)
+	chunk := func(ctx context.Context, index uint64, off int, p []byte) error {
+		return ask(ctx, fmt.Sprintf("chunk=%d&offset=%d", index, off), p)
+	}
+	stream := func(ctx context.Context, p []byte, at int64) error {
+		for most := range slices.Chunk(p, streamMost) {
+			if err := ask(ctx, fmt.Sprintf("offset=%d", at), most); err != nil {
+				return err
+			}
+			at += int64(len(most))
+		}
+		return nil
+	}
+	return instance.Show(ctx, c.Dir, chunk, stream, log)
 }
 
 // read fills p with what is at a path.
 func (c *lowerCmd) read(ctx context.Context, to *client.Client, path string, p []byte) error {
-	var got bytes.Buffer
+	got := into{p}
 	err := to.Copy(ctx, &got, path)
 	if problem, ok := errors.AsType[*client.Problem](err); ok && problem.Status/100 == http.StatusBadRequest/100 {
 		return backoff.Permanent(err) // the node does not have the instance any more
 	}
-	if err == nil && got.Len() != len(p) {
-		err = fmt.Errorf("%w: %d bytes came, of %d", io.ErrUnexpectedEOF, got.Len(), len(p))
+	if err == nil && len(got.left) > 0 {
+		err = fmt.Errorf("%w: %d bytes are missing, of %d", io.ErrUnexpectedEOF, len(got.left), len(p))
 	}
-	copy(p, got.Bytes())
 	return err
+}
+
+// into is filled by what is written.
+type into struct{ left []byte }
+
+func (w *into) Write(p []byte) (n int, err error) {
+	n = copy(w.left, p)
+	if w.left = w.left[n:]; n < len(p) {
+		err = io.ErrShortWrite
+	}
+	return n, err
 }

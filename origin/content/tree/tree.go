@@ -64,9 +64,13 @@ func tableChunks(bytes int64) uint64 { return uint64(bytes+ChunkSize-1) / ChunkS
 // ReadChunk fills p from byte off of a chunk of a root, which was verified.
 type ReadChunk func(ctx context.Context, index uint64, off int, p []byte) error
 
+// ReadStream fills p from byte at of a tree's data and listings.
+type ReadStream func(ctx context.Context, p []byte, at int64) error
+
 // Tree reads a tree. Safe for concurrent use, as its ReadChunk has to be.
 type Tree struct {
 	read  ReadChunk
+	over  ReadStream // in place of read, unless it is nil
 	codec *content.Codec
 	end   end
 	top   Entry
@@ -115,7 +119,7 @@ func Open(ctx context.Context, codec *content.Codec, root content.Root, read Rea
 		return nil, err
 	}
 	top := make([]byte, t.end.top)
-	if err := t.readStream(ctx, top, t.end.Data); err != nil {
+	if err := t.ReadStream(ctx, top, t.end.Data); err != nil {
 		return nil, err
 	}
 	if t.top, err = decodeTop(codec, top); err == nil && t.end.Data+t.end.top+t.top.Own+t.top.Below != t.bytes() {
@@ -125,6 +129,13 @@ func Open(ctx context.Context, codec *content.Codec, root content.Root, read Rea
 		err = fmt.Errorf("top of a tree: %w: it has %d bytes, and its end says %d", content.ErrCorrupt, t.top.Data, t.end.Data)
 	}
 	return t, err
+}
+
+// Over has files and folders be read by stream, which brings more at once than a chunk.
+func (t *Tree) Over(stream ReadStream) *Tree {
+	out := *t
+	out.over = stream
+	return &out
 }
 
 // readTable reads how long the chunks are.
@@ -167,7 +178,7 @@ func (t *Tree) Top() File { return File{t.top, 0, t.end.Data + t.end.top} }
 // List returns what is in a folder, by rising names.
 func (t *Tree) List(ctx context.Context, folder File) ([]File, error) {
 	b := make([]byte, folder.Own)
-	if err := t.readStream(ctx, b, folder.listing); err != nil {
+	if err := t.ReadStream(ctx, b, folder.listing); err != nil {
 		return nil, err
 	}
 	entries, err := decodeListing(t.codec, &folder.Entry, b)
@@ -192,7 +203,7 @@ func (t *Tree) ReadAt(ctx context.Context, f File, p []byte, off int64) (n int, 
 		p, err = p[:f.Size-off], io.EOF
 	}
 	if f.Ranges == nil {
-		if err := t.readStream(ctx, p, f.data+off); err != nil {
+		if err := t.ReadStream(ctx, p, f.data+off); err != nil {
 			return 0, err
 		}
 		return len(p), err
@@ -202,7 +213,7 @@ func (t *Tree) ReadAt(ctx context.Context, f File, p []byte, off int64) (n int, 
 	for _, r := range f.Ranges {
 		from, to := max(r.Off, off), min(r.Off+r.Length, off+int64(len(p)))
 		if from < to {
-			if err := t.readStream(ctx, p[from-off:to-off], at+from-r.Off); err != nil {
+			if err := t.ReadStream(ctx, p[from-off:to-off], at+from-r.Off); err != nil {
 				return 0, err
 			}
 		}
@@ -221,13 +232,16 @@ func (t *Tree) Span(f File) (first, behind uint64) {
 	return first, last + 1
 }
 
-// readStream fills p from a place of data and listings.
-func (t *Tree) readStream(ctx context.Context, p []byte, at int64) error {
+// ReadStream implements the type of that name; what is not in the tree is ErrCorrupt.
+func (t *Tree) ReadStream(ctx context.Context, p []byte, at int64) error {
 	if at < 0 || at > t.bytes()-int64(len(p)) {
 		return fmt.Errorf("tree: %w: it has %d bytes, and something lies at %d", content.ErrCorrupt, t.bytes(), at)
 	}
 	if len(p) == 0 {
 		return nil
+	}
+	if t.over != nil {
+		return t.over(ctx, p, at)
 	}
 	index, from, table := t.find(at)
 	for len(p) > 0 {
