@@ -140,3 +140,64 @@ func readsOf(b *testing.B, dir string, of []place) (took []float64) {
 	slices.Sort(took)
 	return took
 }
+
+const (
+	// The tree that is written out: half of it in small files, on average of smallSize, and half in large ones.
+	exportSize, smallSize, largeSize = 1 << 30, 32 << 10, 64 << 20
+)
+
+// BenchmarkTreeExport measures how long a node takes that writes a tree of 1 GiB out: one that has nothing of it, another farm's,
+// then the same one into another folder, from its cache; and cp, of the source on the same file system, in turns.
+func BenchmarkTreeExport(b *testing.B) {
+	dir := b.TempDir()
+	l, src := newLab(b, dir), filepath.Join(dir, "src")
+	manyFiles(b, src)
+	run(b, founder(b, l, startStore(b, l).URL), "tree", "import", "many", src)
+	for b.Loop() {
+		var took [3][]float64
+		for round := range treeRounds {
+			n, out := another(b, l, fmt.Sprint("cold", round)), filepath.Join(dir, "out")
+			for i, write := range []func(){
+				func() { run(b, n, "tree", "export", "many", out) },
+				func() { run(b, n, "tree", "export", "many", out) },
+				func() {
+					if said, err := exec.Command("cp", "-a", src, out).CombinedOutput(); err != nil {
+						b.Fatalf("cp: %v: %s", err, said)
+					}
+				},
+			} {
+				began := time.Now()
+				write()
+				took[i] = append(took[i], time.Since(began).Seconds())
+				if err := os.RemoveAll(out); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := errors.Join(n.Stop(), os.RemoveAll(n.Data)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for i, what := range []string{"cold farm", "the node has it", "cp -a of the source"} {
+			b.Logf("1 GiB in %d files written out, %-20s %6.2f s", exportSize/2/smallSize+exportSize/2/largeSize, what, median(took[i]))
+		}
+	}
+}
+
+// manyFiles fills a folder with what does not compress.
+func manyFiles(b *testing.B, dir string) {
+	b.Helper()
+	rng := rand.NewChaCha8([32]byte{})
+	write := func(name string, size int) {
+		path, p := filepath.Join(dir, name), make([]byte, size)
+		rng.Read(p)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, p, 0o644)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for i := range exportSize / 2 / smallSize {
+		write(fmt.Sprintf("small/%03d/%d", i/100, i), smallSize/2+i*7919%smallSize)
+	}
+	for i := range exportSize / 2 / largeSize {
+		write(fmt.Sprintf("large/%d", i), largeSize)
+	}
+}

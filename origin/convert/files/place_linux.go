@@ -12,32 +12,67 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // Place writes entries into a folder of this host, each after the folder that it lies in, over what is there: what is
 // alike stays. Whatever links lead where, it writes nowhere else. Use: NewPlace, Put …, Close. Not safe for concurrent
-// use.
+// use: see Beside.
 type Place struct {
-	root   int
-	dir    int    // the folder used last
-	dirOf  string // and its path
-	lost   func(what, path string)
-	buf    []byte
-	inodes map[uint64]bool // that were written, and are no other entry's
+	root  int
+	dir   int    // the folder used last
+	dirOf string // and its path
+	buf   []byte
 	// folders are finished last: what is put into one changes its time.
 	folders map[string]*Entry
+	*written
+}
+
+// written is what all know that write into one folder.
+type written struct {
+	mu     sync.Mutex // guards what follows; held while lost is called
+	lost   func(what, path string)
+	inodes map[uint64]bool // that were written, and are no other entry's
+}
+
+// claim makes a file an entry's that is no other's yet.
+func (w *written) claim(inode uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.inodes[inode]
+	w.inodes[inode] = true
+	return !was
+}
+
+func (w *written) lose(what, path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lost(what, path)
 }
 
 // NewPlace writes below root, a descriptor of a folder, which Close closes. lost is told what can't be written of an
 // entry.
 func NewPlace(root int, lost func(what, path string)) (*Place, error) {
-	x := &Place{root: root, dir: -1, lost: lost, buf: make([]byte, ReadAtOnce), inodes: map[uint64]bool{}, folders: map[string]*Entry{}}
+	x := &Place{root: root, dir: -1, buf: make([]byte, ReadAtOnce), folders: map[string]*Entry{}, written: &written{lost: lost, inodes: map[uint64]bool{}}}
 	if err := x.enter("."); err != nil {
 		return nil, errors.Join(err, unix.Close(root))
 	}
 	return x, nil
+}
+
+// Beside has another put regular files into folders that are there, of other paths, while this one does. It ends before x is
+// closed, by Leave.
+func (x *Place) Beside() *Place {
+	return &Place{root: x.root, dir: -1, buf: make([]byte, ReadAtOnce), written: x.written}
+}
+
+// Leave ends what Beside began.
+func (x *Place) Leave() {
+	if x.dir >= 0 {
+		unix.Close(x.dir)
+	}
 }
 
 // enter makes dir the folder that is worked in. Links of the tree lead to places in the tree.
@@ -179,13 +214,14 @@ func (x *Place) mayStay(e *Entry, name string, old *unix.Stat_t) bool {
 		return false
 	case e.Is(unix.S_IFDIR):
 		return true
-	case x.inodes[old.Ino]:
-		return false
 	case e.Is(unix.S_IFLNK):
-		target, err := os.Readlink(x.in(name))
-		return err == nil && target == e.Target
+		if target, err := os.Readlink(x.in(name)); err != nil || target != e.Target {
+			return false
+		}
+	case !e.Is(unix.S_IFREG) && old.Rdev != e.Device:
+		return false
 	}
-	return e.Is(unix.S_IFREG) || old.Rdev == e.Device
+	return x.claim(old.Ino)
 }
 
 // content writes what differs from what is there, in place.
@@ -279,7 +315,7 @@ func (x *Place) attributes(e *Entry, name string) error {
 		return err
 	}
 	if !e.Is(unix.S_IFDIR) {
-		x.inodes[st.Ino] = true
+		x.claim(st.Ino)
 	}
 	owner := int(st.Uid) != e.UID || int(st.Gid) != e.GID
 	if owner {
@@ -318,7 +354,7 @@ func (x *Place) extended(e *Entry, path string) error {
 			continue
 		}
 		if err := unix.Lsetxattr(path, name, []byte(e.Xattrs[name]), 0); err != nil {
-			x.lost(fmt.Sprintf("attribute %s is lost: %v", name, err), e.Path)
+			x.lose(fmt.Sprintf("attribute %s is lost: %v", name, err), e.Path)
 		}
 	}
 	return nil
@@ -339,9 +375,7 @@ func (x *Place) Close() (err error) {
 		}
 	}
 	synced := os.NewSyscallError("syncfs", syncfs(x.root))
-	if x.dir >= 0 {
-		unix.Close(x.dir)
-	}
+	x.Leave()
 	root := x.root
 	x.root, x.dir = -1, -1
 	return errors.Join(err, synced, unix.Close(root))
