@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -102,5 +103,27 @@ func TestOneEndsAll(t *testing.T) {
 			t.Errorf("%s: %d files were open, and %d are; %d are at it", way, before, n, left)
 		}
 		end(nil)
+	}
+}
+
+// TestProgramsThatRun: a program that runs goes on as it was, and another takes its place.
+func TestProgramsThatRun(t *testing.T) {
+	src, out := t.TempDir(), t.TempDir()
+	sleep, err := exec.LookPath("sleep")
+	must(t, err)
+	for dir, more := range map[string]string{src: "; printf more >>program", out: ""} {
+		shell(t, dir, "cp "+sleep+" program; chmod 4755 program; ln program again"+more)
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(out, "program"), "1000")
+	must(t, cmd.Start())
+	g := planting(t, Options{Path: src, Format: Dir})
+	differ(t, "over a program that runs", harvested(t, g, out), described(t, src))
+	must(t, cmd.Process.Kill())
+	var ended *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &ended) || ended.ExitCode() != -1 {
+		t.Errorf("the program ended: %v", err)
+	}
+	if in, err := os.ReadDir(out); err != nil || len(in) != 2 {
+		t.Errorf("in the folder are %v, %v", in, err)
 	}
 }

@@ -3,6 +3,7 @@ package files
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -191,7 +192,9 @@ func (x *Place) place(ctx context.Context, e *Entry) error {
 		}
 		return unix.Mkdirat(x.dir, name, 0o700)
 	case e.Is(unix.S_IFREG):
-		err = x.content(ctx, e, name, exists)
+		if err = x.content(ctx, e, name, exists); errors.Is(err, unix.ETXTBSY) {
+			return x.instead(ctx, e, name)
+		}
 	case exists:
 	case e.Is(unix.S_IFLNK):
 		err = unix.Symlinkat(e.Target, x.dir, name)
@@ -267,6 +270,22 @@ func (x *Place) content(ctx context.Context, e *Entry, name string, exists bool)
 	}
 	if err == nil && old != e.Size {
 		err = f.Truncate(e.Size)
+	}
+	return err
+}
+
+// instead writes a file beside a program that runs, which can't be written, and puts it in its place.
+func (x *Place) instead(ctx context.Context, e *Entry, name string) error {
+	beside := ".grange-" + rand.Text() // which a Prune removes if this one is killed
+	err := x.content(ctx, e, beside, false)
+	if err == nil {
+		err = x.attributes(e, beside)
+	}
+	if err == nil {
+		err = unix.Renameat(x.dir, beside, x.dir, name)
+	}
+	if err != nil {
+		unix.Unlinkat(x.dir, beside, 0) // it may not be there
 	}
 	return err
 }
