@@ -184,7 +184,7 @@ func (x *Place) place(ctx context.Context, e *Entry) error {
 		if exists {
 			return nil
 		}
-		return unix.Linkat(x.root, e.Same, x.dir, name, 0)
+		return x.unlessDevice(e, unix.Linkat(x.root, e.Same, x.dir, name, 0), unix.ENOENT)
 	case e.Is(unix.S_IFDIR):
 		x.folders[e.Path] = e
 		if exists {
@@ -199,12 +199,23 @@ func (x *Place) place(ctx context.Context, e *Entry) error {
 	case e.Is(unix.S_IFLNK):
 		err = unix.Symlinkat(e.Target, x.dir, name)
 	default:
-		err = unix.Mknodat(x.dir, name, e.Mode, int(e.Device))
+		if err = unix.Mknodat(x.dir, name, e.Mode, int(e.Device)); err != nil {
+			return x.unlessDevice(e, err, unix.EPERM)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	return x.attributes(e, name)
+}
+
+// unlessDevice is err, but for what fails so when devices may not be made.
+func (x *Place) unlessDevice(e *Entry, err, fails error) error {
+	if !errors.Is(err, fails) || !e.Is(unix.S_IFCHR) && !e.Is(unix.S_IFBLK) {
+		return err
+	}
+	x.lose("a device is lost, which only root makes", e.Path)
+	return nil
 }
 
 // mayStay tells whether what is there can be made into e: it is of that kind, and no other entry's.
@@ -336,14 +347,21 @@ func (x *Place) attributes(e *Entry, name string) error {
 	if !e.Is(unix.S_IFDIR) {
 		x.claim(st.Ino)
 	}
-	owner := int(st.Uid) != e.UID || int(st.Gid) != e.GID
+	owner, mode := int(st.Uid) != e.UID || int(st.Gid) != e.GID, e.Mode
 	if owner {
-		if err := unix.Fchownat(x.dir, name, e.UID, e.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		err := unix.Fchownat(x.dir, name, e.UID, e.GID, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.EPERM) {
+			x.lose("its owner is lost, as only root gives files away: it is who writes it", e.Path)
+			if err = nil; !e.Is(unix.S_IFDIR) {
+				mode &^= unix.S_ISUID | unix.S_ISGID // to that owner's rights, and no other's
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if !e.Is(unix.S_IFLNK) && (owner || st.Mode != e.Mode) {
-		if err := unix.Fchmodat(x.dir, name, e.Mode&0o7777, 0); err != nil {
+	if !e.Is(unix.S_IFLNK) && (owner || st.Mode != mode) {
+		if err := unix.Fchmodat(x.dir, name, mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
