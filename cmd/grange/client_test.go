@@ -82,8 +82,10 @@ func TestStandardInputIsWatched(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(data, images.TempDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, said := command(t, "image", "import", "debian", "-", "--data", data); !strings.Contains(said, "import debian: 0 B; reading the standard input\n") {
-		t.Errorf("%s", said)
+	for _, what := range []string{"image", "tree"} {
+		if _, _, said := command(t, what, "import", "debian", "-", "--data", data); !strings.Contains(said, "import debian: 0 B; reading the standard input\n") {
+			t.Errorf("%s: %s", what, said)
+		}
 	}
 }
 

@@ -51,24 +51,28 @@ func (c *imageImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) 
 	if err != nil {
 		return err
 	}
-	source := c.Source
-	if source == "-" && app.Remote != "" {
-		return fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", ask.ErrUsage)
-	}
-	if source == "-" {
-		op := api.Operation{Kind: "import", Target: c.Name, State: "running", Note: "reading the standard input"}
-		each, end := ask.ShowProgress(std.Err, op)
-		spool, err := spoolStdin(app.Data, &watched{std.In, op, each})
-		end()
-		if err != nil {
-			return err
-		}
-		defer os.Remove(spool)
-		source = spool
-	} else if source, err = filepath.Abs(source); err != nil {
+	source, free, err := sourceOf(app, std, c.Name, c.Source)
+	if err != nil {
 		return err
 	}
+	defer free()
 	return app.Operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
+}
+
+// sourceOf is the path of what is to be imported; what stands for the standard input is kept there until it is freed.
+func sourceOf(app *ask.Node, std ask.Stdio, name, source string) (path string, free func(), err error) {
+	if source != ask.FromStdin {
+		path, err = filepath.Abs(source)
+		return path, func() {}, err
+	}
+	if app.Remote != "" {
+		return "", nil, fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", ask.ErrUsage)
+	}
+	op := api.Operation{Kind: "import", Target: name, State: "running", Note: "reading the standard input"}
+	each, end := ask.ShowProgress(std.Err, op)
+	path, err = spoolStdin(app.Data, &watched{std.In, op, each})
+	end()
+	return path, func() { os.Remove(path) }, err
 }
 
 // publishing checks a name to publish under, and reads the scope.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"path/filepath"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
@@ -34,7 +33,7 @@ func treePath(name string) string { return "/api/trees/" + content.Segment(name)
 
 type treeImportCmd struct {
 	Name    string `arg:"" help:"Name to publish under."`
-	Source  string `arg:"" help:"A directory, or a tar file as it is or compressed."`
+	Source  string `arg:"" help:"A directory, a tar file as it is or compressed, or - for one from standard input."`
 	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
 	Replace bool   `help:"Publish a new version of a tree that exists."`
 }
@@ -44,10 +43,11 @@ func (c *treeImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) e
 	if err != nil {
 		return err
 	}
-	source, err := filepath.Abs(c.Source)
+	source, free, err := sourceOf(app, std, c.Name, c.Source)
 	if err != nil {
 		return err
 	}
+	defer free()
 	return app.Operate(ctx, std, "PUT", treePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source}, Scope: scope, Replace: c.Replace})
 }
 

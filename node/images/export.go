@@ -75,8 +75,7 @@ func (im *Images) isOwn(file string) bool {
 	if err != nil || failed != nil {
 		return true // it can't be told
 	}
-	way, err := filepath.Rel(own, in)
-	return err == nil && filepath.IsLocal(way)
+	return within(in, own)
 }
 
 // Beside lets fill write a file that then takes the place of the one that is meant, if

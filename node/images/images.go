@@ -90,6 +90,7 @@ type Images struct {
 	cfg      Config
 	listings *listings
 	follower *follower
+	exports  folders
 }
 
 // Updater is told how far long work is: an operation is one.

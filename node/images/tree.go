@@ -226,12 +226,19 @@ func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, conten
 }
 
 // ExportTree writes a tree into a folder on this host, in the background: one that is not there, or empty. Another is
-// made to be as the tree is if it is to be replaced.
-func (im *Images) ExportTree(name, dir string, replace bool) (operations.View, error) {
-	if err := im.mayFill(dir, replace); err != nil {
-		return operations.View{}, fmt.Errorf("export %q to %q: %w", name, dir, err)
+// made to be as the tree is if it is to be replaced. One that another export writes to, or to a part of it, is ErrConflict.
+func (im *Images) ExportTree(name, dir string, replace bool) (v operations.View, err error) {
+	leave, err := im.exports.enter(dir)
+	if err == nil {
+		if err = im.mayFill(dir, replace); err != nil {
+			leave()
+		}
 	}
-	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
+	if err != nil {
+		return v, fmt.Errorf("export %q to %q: %w", name, dir, err)
+	}
+	v, err = im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
+		defer leave()
 		k, err := im.target(ctx, op, name, func(i Image, _ int64) int64 { return i.Size })
 		if err != nil {
 			return err
@@ -243,6 +250,46 @@ func (im *Images) ExportTree(name, dir string, replace bool) (operations.View, e
 		op.Update(func(v *operations.View) { v.Done, v.Note = v.Total, strings.Join(said, "\n") })
 		return nil
 	})
+	if err != nil {
+		leave()
+	}
+	return v, err
+}
+
+// folders are those that exports write to.
+type folders struct {
+	mu  sync.Mutex // guards what follows
+	all []string
+}
+
+// enter has nobody else write to a folder, nor to what it is in or what is in it, until leave. The folder need not be there.
+func (f *folders) enter(dir string) (leave func(), err error) {
+	in, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		if in, err = filepath.EvalSymlinks(filepath.Dir(dir)); err != nil {
+			return nil, fmt.Errorf("%w: %w", content.ErrInvalid, bare(err))
+		}
+		in = filepath.Join(in, filepath.Base(dir))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, other := range f.all {
+		if within(in, other) || within(other, in) {
+			return nil, fmt.Errorf("%w: an export writes to %s; wait for it or cancel it", content.Running, other)
+		}
+	}
+	f.all = append(f.all, in)
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.all = slices.DeleteFunc(f.all, func(dir string) bool { return dir == in })
+	}, nil
+}
+
+// within reports whether a path is dir or below it; both have no links in them.
+func within(path, dir string) bool {
+	way, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(way)
 }
 
 // mayFill fails for a folder that is to stay as it is: ErrExists for one that is not empty, unless it is to be
@@ -264,6 +311,30 @@ func (im *Images) mayFill(dir string, replace bool) error {
 		return fmt.Errorf("%w: this node's own data folder is in it", content.ErrInvalid)
 	case len(in) > 0 && !replace:
 		return fmt.Errorf("%w, and is not empty; give --force to have in it what the tree has, and nothing else", content.ErrExists)
+	case len(in) > 0:
+		return hasNoMounts(dir)
+	}
+	return nil
+}
+
+// hasNoMounts fails with ErrConflict for a folder in which something is mounted: that can't be removed, nor is what is there
+// the folder's.
+func hasNoMounts(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // elsewhere than on Linux
+		return err
+	}
+	plain := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			if at := plain.Replace(fields[4]); at != dir && within(at, dir) {
+				return fmt.Errorf("%w: something is mounted at %s; unmount it first", content.InUse, at)
+			}
+		}
 	}
 	return nil
 }
@@ -275,8 +346,7 @@ func (im *Images) holdsOwn(dir string) bool {
 	if err != nil || failed != nil {
 		return err != nil || !errors.Is(failed, fs.ErrNotExist)
 	}
-	way, err := filepath.Rel(at, own)
-	return err == nil && filepath.IsLocal(way)
+	return within(own, at)
 }
 
 // Harvest writes the tree of a root into a folder, which it makes if it is not there, and has the rest of it brought in

@@ -49,17 +49,22 @@ func shell(t *testing.T, dir, script string) string {
 // planted is the tree of a folder, whose chunks are in memory, and whose reads are counted.
 func planted(t *testing.T, dir string, reads ...*atomic.Int64) *tree.Tree {
 	t.Helper()
+	files, err := convert.OpenFiles(t.Context(), convert.Options{Path: dir, Temp: t.TempDir()})
+	must(t, err)
+	defer files.Close()
+	return written(t, func(w *tree.Writer) error { _, err := files.Plant(t.Context(), w); return err }, reads...)
+}
+
+// written is the tree that somebody writes, and closes.
+func written(t *testing.T, write func(*tree.Writer) error, reads ...*atomic.Int64) *tree.Tree {
+	t.Helper()
 	var chunks [][]byte
 	root := content.Root{Kind: content.RootTree, ChunkSize: tree.ChunkSize}
 	w, err := tree.NewWriter(tree.Config{Codec: content.NewCodec(), Add: func(_ context.Context, _ uint64, raw []byte) error {
 		chunks, root.Count, root.Size = append(chunks, bytes.Clone(raw)), root.Count+1, root.Size+int64(len(raw))
 		return nil
 	}})
-	must(t, err)
-	files, err := convert.OpenFiles(t.Context(), convert.Options{Path: dir, Temp: t.TempDir()})
-	must(t, err)
-	_, err = files.Plant(t.Context(), w)
-	must(t, err, files.Close())
+	must(t, err, write(w))
 	of, err := tree.Open(t.Context(), content.NewCodec(), root, func(_ context.Context, index uint64, off int, p []byte) error {
 		copy(p, chunks[index][off:][:len(p)])
 		for _, n := range reads {
@@ -274,4 +279,35 @@ func TestKilledWhileItMounts(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 	must(t, again.close())
+}
+
+// TestBadTreesMounted: names of files that lie nowhere can't be read, links in a circle lead nowhere, and a device is none here.
+func TestBadTreesMounted(t *testing.T) {
+	dir := t.TempDir()
+	of := written(t, func(w *tree.Writer) error {
+		err := w.Enter(tree.Entry{Mode: tree.Folder | 0o755})
+		for _, e := range []tree.Entry{
+			{Name: []byte("a"), Mode: tree.Link | 0o777, Target: []byte("b")}, {Name: []byte("b"), Mode: tree.Link | 0o777, Target: []byte("a")}, {Name: []byte("null"), Mode: tree.CharDevice | 0o666, Device: unix.Mkdev(1, 3)},
+		} {
+			err = errors.Join(err, w.Add(t.Context(), e, nil, nil))
+		}
+		err = errors.Join(err, w.Enter(tree.Entry{Name: []byte("twins"), Mode: tree.Folder | 0o755}))
+		for i, same := range []string{"../secret", "/etc/passwd", "a/etc/passwd", "nowhere", "twins", "twins/5"} {
+			err = errors.Join(err, w.Add(t.Context(), tree.Entry{Name: []byte(strconv.Itoa(i)), Mode: tree.Regular | 0o644, Same: []byte(same)}, nil, nil))
+		}
+		err = errors.Join(err, w.Leave(), w.Leave())
+		if err == nil {
+			_, err = w.Close(t.Context())
+		}
+		return err
+	})
+	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), of)
+	_, err := m.Mount(t.Context(), "debian", dir)
+	must(t, err)
+	for name, want := range map[string]error{"a": syscall.ELOOP, "null": syscall.EACCES, "twins/0": syscall.EIO, "twins/1": syscall.EIO, "twins/2": syscall.EIO, "twins/3": syscall.EIO, "twins/4": syscall.EIO, "twins/5": syscall.EIO, "twins/6": syscall.ENOENT} {
+		if _, err := os.ReadFile(filepath.Join(dir, name)); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+	must(t, m.Unmount(t.Context(), dir))
 }

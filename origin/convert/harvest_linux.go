@@ -7,6 +7,7 @@ import (
 	"io"
 	"path"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -17,7 +18,15 @@ import (
 // depthMax bounds the folders within folders of a tree that is written out: Linux takes no longer paths.
 const depthMax = unix.PathMax / 2
 
+const (
+	// writersMax files are written at once: each mostly waits, for chunks that come or for the disk; and each takes 2 MiB.
+	writersMax = 8
+	// smallMax is the size of files that hold nothing up, in bytes: most that programs have open are not larger.
+	smallMax = 4 << 20
+)
+
 // Harvest writes a tree into a folder that is there: what is in it and not in the tree goes, what is alike stays.
+// Several files are written at once, and those first that programs begin with: what may be executed, and what is small.
 // warn is told what can't be written.
 func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) error {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -30,18 +39,18 @@ func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) e
 		return err
 	}
 	l := planted{t}
-	err = l.Each(ctx, func(e *files.Entry) error {
-		if folder, given := facts[e.Same]; e.Same != "" && (!given || folder) {
-			return fmt.Errorf("%w: %.100q is another name of %.100q, which is no file that comes before it", content.ErrCorrupt, e.Path, e.Same)
+	err = l.each(ctx, ".", l.Top(), func(p string, f tree.File) error {
+		if folder, given := facts[string(f.Same)]; len(f.Same) > 0 && (!given || folder) {
+			return fmt.Errorf("%w: %.100q is another name of %.100q, which is no file that comes before it", content.ErrCorrupt, p, f.Same)
 		}
-		facts[e.Path] = e.Is(unix.S_IFDIR)
+		facts[p] = f.Is(tree.Folder)
 		return nil
 	})
 	if err == nil {
 		err = place.Prune(func(path string, folder bool) bool { is, ok := facts[path]; return ok && is == folder })
 	}
-	if err == nil {
-		err = l.Each(ctx, func(e *files.Entry) error { return place.Put(ctx, e) })
+	for turn := frame; turn <= names && err == nil; turn++ {
+		err = l.write(ctx, place, turn)
 	}
 	if err = errors.Join(err, place.Close()); errors.Is(err, unix.ENOSPC) {
 		err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
@@ -65,13 +74,76 @@ func HarvestTop(ctx context.Context, t *tree.Tree, dir string) error {
 	return errors.Join(place.Put(ctx, planted{t}.entry(ctx, ".", t.Top(), nil)), place.Close())
 }
 
+// turn is when something is written: what files lie in before them, and their other names behind.
+type turn int
+
+const (
+	frame turn = iota // folders, links and devices
+	hot
+	cold
+	names
+)
+
+func turnOf(f *tree.File) turn {
+	switch {
+	case len(f.Same) > 0:
+		return names
+	case !f.Is(tree.Regular):
+		return frame
+	case f.Mode&0o111 != 0 || f.Size <= smallMax:
+		return hot
+	}
+	return cold
+}
+
 // planted lists what is in a tree.
 type planted struct{ *tree.Tree }
 
-// Each implements files.Listing.
-func (l planted) Each(ctx context.Context, do func(*files.Entry) error) error {
-	buf := make([]byte, files.ReadAtOnce)
-	return l.each(ctx, ".", l.Top(), func(p string, f tree.File) error { return do(l.entry(ctx, p, f, buf)) })
+// found is something of a tree, and its path.
+type found struct {
+	path string
+	file tree.File
+}
+
+// write puts what has a turn into its place.
+func (l planted) write(ctx context.Context, place *files.Place, now turn) error {
+	each := func(ctx context.Context, do func(string, tree.File) error) error {
+		return l.each(ctx, ".", l.Top(), func(p string, f tree.File) error {
+			if turnOf(&f) != now {
+				return nil
+			}
+			return do(p, f)
+		})
+	}
+	if now != hot && now != cold {
+		return each(ctx, func(p string, f tree.File) error { return place.Put(ctx, l.entry(ctx, p, f, nil)) })
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	todo := make(chan found)
+	for range writersMax {
+		group.Go(func() error {
+			beside, buf := place.Beside(), make([]byte, files.ReadAtOnce)
+			defer beside.Leave()
+			for it := range todo {
+				if err := beside.Put(ctx, l.entry(ctx, it.path, it.file, buf)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		defer close(todo)
+		return each(ctx, func(p string, f tree.File) error {
+			select {
+			case todo <- found{p, f}:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+	})
+	return group.Wait()
 }
 
 func (l planted) each(ctx context.Context, p string, f tree.File, do func(string, tree.File) error) error {

@@ -5,10 +5,14 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
@@ -90,5 +94,42 @@ func TestFoldersThatBecomeLinks(t *testing.T) {
 	must(t, os.Rename(filepath.Join(src, "in"), filepath.Join(src, "moved")), os.Symlink(elsewhere, filepath.Join(src, "in")))
 	if err := found.Data(func(p []byte, _ int64) error { t.Errorf("read %q", p); return nil }); !errors.Is(err, syscall.ELOOP) {
 		t.Errorf("%v, want ELOOP", err)
+	}
+}
+
+// TestWrittenOutWithoutRoot has a child that is nobody write out all that a file system can have: what only root may give comes
+// not, and is said, and all else is there.
+func TestWrittenOutWithoutRoot(t *testing.T) {
+	const from, to, user = "GRANGE_TEST_SOURCE", "GRANGE_TEST_FOLDER", 65534
+	if os.Getenv(from) != "" { // the child
+		said := ""
+		g := planting(t, Options{Path: os.Getenv(from), Format: Dir})
+		must(t, Harvest(t.Context(), g.open(t), os.Getenv(to), func(text string) { said += text + "\n" }))
+		for _, want := range []string{"disk, null, null2: a device is lost", "its owner is lost", "ping: attribute security.capability is lost"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%q is not among what is said:\n%s", want, said)
+			}
+		}
+		return
+	}
+	src, as, at := t.TempDir(), t.TempDir(), t.TempDir()
+	wonders(t, src)
+	must(t, os.Link(filepath.Join(src, "null"), filepath.Join(src, "null2")))
+	for _, name := range []string{"private", "<12>", "listed", "lastlog", "ping", "shared/inside", "."} { // nobody has to read them
+		must(t, unix.Chmod(filepath.Join(src, name), 0o755))
+	}
+	harvested(t, planting(t, Options{Path: src, Format: Dir}), as)
+	shell(t, as, `rm null null2 disk; chown -hR 65534:65534 .; chmod ug-s su; touch -r `+src+` .`)
+	out, program := filepath.Join(at, "out"), filepath.Join(at, "test")
+	must(t, os.Mkdir(out, 0o700), os.Chown(out, user, user), os.Chmod(filepath.Dir(src), 0o755), os.Chmod(at, 0o777))
+	command(t, "cp", os.Args[0], program)
+	for range 2 { // also over it
+		cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestWrittenOutWithoutRoot$")
+		cmd.Dir, cmd.Env = at, append(os.Environ(), from+"="+src, to+"="+out, "TMPDIR="+at)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+		if text, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		differ(t, "written out by nobody", described(t, out), described(t, as))
 	}
 }

@@ -53,10 +53,10 @@ func (f *Files) openTar(ctx context.Context) error {
 		return err
 	}
 	is, err := detect(f.source)
-	if err != nil {
+	if err != nil && !errors.Is(err, content.ErrInvalid) {
 		return err
 	}
-	if is != Tar || f.o.Format != Auto && f.o.Format != Tar {
+	if err != nil || is != Tar || f.o.Format != Auto && f.o.Format != Tar {
 		return fmt.Errorf("%w: a tree is made of a directory or a tar file", content.ErrInvalid)
 	}
 	if _, err := contents(f.source, true); err != nil {

@@ -30,11 +30,16 @@ func (g grove) ReadChunk(_ context.Context, index uint64, off int, p []byte) err
 
 func (g grove) open(t *testing.T) *tree.Tree {
 	t.Helper()
+	return g.openBy(t, g.ReadChunk)
+}
+
+func (g grove) openBy(t *testing.T, read tree.ReadChunk) *tree.Tree {
+	t.Helper()
 	root := content.Root{Kind: content.RootTree, ChunkSize: tree.ChunkSize, Count: uint64(len(g))}
 	for _, c := range g {
 		root.Size += int64(len(c))
 	}
-	of, err := tree.Open(t.Context(), content.NewCodec(), root, g.ReadChunk)
+	of, err := tree.Open(t.Context(), content.NewCodec(), root, read)
 	must(t, err)
 	return of
 }

@@ -75,6 +75,7 @@ func TestTreesTravel(t *testing.T) {
 	if sent := store.Sent("packs/") - before; sent > stored*11/10 {
 		t.Errorf("the store sent %d bytes for two nodes of another farm, of %d that are stored", sent, stored)
 	}
+	fromStdin(t, nodes[0], src)
 	newVersion(t, nodes, src, bytes)
 
 	run(t, nodes[0], "tree", "tag", "orchard", "stable")
@@ -89,6 +90,29 @@ func TestTreesTravel(t *testing.T) {
 	}
 	refusesTrees(t, nodes[1])
 	run(t, nodes[0], "tree", "rm", "orchard")
+}
+
+// fromStdin pipes the folder in as a tar file, which is the same tree; and what is none, of which nothing is left.
+func fromStdin(t *testing.T, n *lab.Node, src string) {
+	t.Helper()
+	pipe := func(script string) (string, error) {
+		out, err := exec.CommandContext(t.Context(), "bash", "-o", "pipefail", "-c", script, lab.Command(), src, n.Data).CombinedOutput()
+		return string(out), err
+	}
+	if said, err := pipe(`tar c --format=posix --numeric-owner -C "$1" . | zstd | "$0" tree import piped - --data "$2"`); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	piped, as := get[api.Image](t, n, "/api/trees/piped"), get[api.Image](t, n, "/api/trees/orchard")
+	if piped.CID != as.CID || piped.Source != "standard input" {
+		t.Errorf("it is %+v, not %s", piped, as.CID)
+	}
+	if said, err := pipe(`echo words | "$0" tree import words - --data "$2"`); err == nil || !strings.Contains(said, "a directory or a tar file") {
+		t.Errorf("%v: %s", err, said)
+	}
+	if left, err := filepath.Glob(filepath.Join(n.Data, "tmp", "*")); err != nil || len(left) > 0 {
+		t.Errorf("%s are left, %v", left, err)
+	}
+	run(t, n, "tree", "rm", "piped")
 }
 
 // newVersion changes a few files, publishes and writes out that, over the old one.

@@ -3,6 +3,7 @@ package files
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -12,32 +13,67 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // Place writes entries into a folder of this host, each after the folder that it lies in, over what is there: what is
 // alike stays. Whatever links lead where, it writes nowhere else. Use: NewPlace, Put …, Close. Not safe for concurrent
-// use.
+// use: see Beside.
 type Place struct {
-	root   int
-	dir    int    // the folder used last
-	dirOf  string // and its path
-	lost   func(what, path string)
-	buf    []byte
-	inodes map[uint64]bool // that were written, and are no other entry's
+	root  int
+	dir   int    // the folder used last
+	dirOf string // and its path
+	buf   []byte
 	// folders are finished last: what is put into one changes its time.
 	folders map[string]*Entry
+	*written
+}
+
+// written is what all know that write into one folder.
+type written struct {
+	mu     sync.Mutex // guards what follows; held while lost is called
+	lost   func(what, path string)
+	inodes map[uint64]bool // that were written, and are no other entry's
+}
+
+// claim makes a file an entry's that is no other's yet.
+func (w *written) claim(inode uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.inodes[inode]
+	w.inodes[inode] = true
+	return !was
+}
+
+func (w *written) lose(what, path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lost(what, path)
 }
 
 // NewPlace writes below root, a descriptor of a folder, which Close closes. lost is told what can't be written of an
 // entry.
 func NewPlace(root int, lost func(what, path string)) (*Place, error) {
-	x := &Place{root: root, dir: -1, lost: lost, buf: make([]byte, ReadAtOnce), inodes: map[uint64]bool{}, folders: map[string]*Entry{}}
+	x := &Place{root: root, dir: -1, buf: make([]byte, ReadAtOnce), folders: map[string]*Entry{}, written: &written{lost: lost, inodes: map[uint64]bool{}}}
 	if err := x.enter("."); err != nil {
 		return nil, errors.Join(err, unix.Close(root))
 	}
 	return x, nil
+}
+
+// Beside has another put regular files into folders that are there, of other paths, while this one does. It ends before x is
+// closed, by Leave.
+func (x *Place) Beside() *Place {
+	return &Place{root: x.root, dir: -1, buf: make([]byte, ReadAtOnce), written: x.written}
+}
+
+// Leave ends what Beside began.
+func (x *Place) Leave() {
+	if x.dir >= 0 {
+		unix.Close(x.dir)
+	}
 }
 
 // enter makes dir the folder that is worked in. Links of the tree lead to places in the tree.
@@ -148,7 +184,7 @@ func (x *Place) place(ctx context.Context, e *Entry) error {
 		if exists {
 			return nil
 		}
-		return unix.Linkat(x.root, e.Same, x.dir, name, 0)
+		return x.unlessDevice(e, unix.Linkat(x.root, e.Same, x.dir, name, 0), unix.ENOENT)
 	case e.Is(unix.S_IFDIR):
 		x.folders[e.Path] = e
 		if exists {
@@ -156,17 +192,30 @@ func (x *Place) place(ctx context.Context, e *Entry) error {
 		}
 		return unix.Mkdirat(x.dir, name, 0o700)
 	case e.Is(unix.S_IFREG):
-		err = x.content(ctx, e, name, exists)
+		if err = x.content(ctx, e, name, exists); errors.Is(err, unix.ETXTBSY) {
+			return x.instead(ctx, e, name)
+		}
 	case exists:
 	case e.Is(unix.S_IFLNK):
 		err = unix.Symlinkat(e.Target, x.dir, name)
 	default:
-		err = unix.Mknodat(x.dir, name, e.Mode, int(e.Device))
+		if err = unix.Mknodat(x.dir, name, e.Mode, int(e.Device)); err != nil {
+			return x.unlessDevice(e, err, unix.EPERM)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	return x.attributes(e, name)
+}
+
+// unlessDevice is err, but for what fails so when devices may not be made.
+func (x *Place) unlessDevice(e *Entry, err, fails error) error {
+	if !errors.Is(err, fails) || !e.Is(unix.S_IFCHR) && !e.Is(unix.S_IFBLK) {
+		return err
+	}
+	x.lose("a device is lost, which only root makes", e.Path)
+	return nil
 }
 
 // mayStay tells whether what is there can be made into e: it is of that kind, and no other entry's.
@@ -179,13 +228,14 @@ func (x *Place) mayStay(e *Entry, name string, old *unix.Stat_t) bool {
 		return false
 	case e.Is(unix.S_IFDIR):
 		return true
-	case x.inodes[old.Ino]:
-		return false
 	case e.Is(unix.S_IFLNK):
-		target, err := os.Readlink(x.in(name))
-		return err == nil && target == e.Target
+		if target, err := os.Readlink(x.in(name)); err != nil || target != e.Target {
+			return false
+		}
+	case !e.Is(unix.S_IFREG) && old.Rdev != e.Device:
+		return false
 	}
-	return e.Is(unix.S_IFREG) || old.Rdev == e.Device
+	return x.claim(old.Ino)
 }
 
 // content writes what differs from what is there, in place.
@@ -235,6 +285,22 @@ func (x *Place) content(ctx context.Context, e *Entry, name string, exists bool)
 	return err
 }
 
+// instead writes a file beside a program that runs, which can't be written, and puts it in its place.
+func (x *Place) instead(ctx context.Context, e *Entry, name string) error {
+	beside := ".grange-" + rand.Text() // which a Prune removes if this one is killed
+	err := x.content(ctx, e, beside, false)
+	if err == nil {
+		err = x.attributes(e, beside)
+	}
+	if err == nil {
+		err = unix.Renameat(x.dir, beside, x.dir, name)
+	}
+	if err != nil {
+		unix.Unlinkat(x.dir, beside, 0) // it may not be there
+	}
+	return err
+}
+
 // hollow makes a hole where there is none, of whole blocks: end begins one, or the file ended there.
 func hollow(f *os.File, start, end int64) error {
 	if start >= end {
@@ -279,16 +345,23 @@ func (x *Place) attributes(e *Entry, name string) error {
 		return err
 	}
 	if !e.Is(unix.S_IFDIR) {
-		x.inodes[st.Ino] = true
+		x.claim(st.Ino)
 	}
-	owner := int(st.Uid) != e.UID || int(st.Gid) != e.GID
+	owner, mode := int(st.Uid) != e.UID || int(st.Gid) != e.GID, e.Mode
 	if owner {
-		if err := unix.Fchownat(x.dir, name, e.UID, e.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		err := unix.Fchownat(x.dir, name, e.UID, e.GID, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.EPERM) {
+			x.lose("its owner is lost, as only root gives files away: it is who writes it", e.Path)
+			if err = nil; !e.Is(unix.S_IFDIR) {
+				mode &^= unix.S_ISUID | unix.S_ISGID // to that owner's rights, and no other's
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if !e.Is(unix.S_IFLNK) && (owner || st.Mode != e.Mode) {
-		if err := unix.Fchmodat(x.dir, name, e.Mode&0o7777, 0); err != nil {
+	if !e.Is(unix.S_IFLNK) && (owner || st.Mode != mode) {
+		if err := unix.Fchmodat(x.dir, name, mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
@@ -318,7 +391,7 @@ func (x *Place) extended(e *Entry, path string) error {
 			continue
 		}
 		if err := unix.Lsetxattr(path, name, []byte(e.Xattrs[name]), 0); err != nil {
-			x.lost(fmt.Sprintf("attribute %s is lost: %v", name, err), e.Path)
+			x.lose(fmt.Sprintf("attribute %s is lost: %v", name, err), e.Path)
 		}
 	}
 	return nil
@@ -339,9 +412,7 @@ func (x *Place) Close() (err error) {
 		}
 	}
 	synced := os.NewSyscallError("syncfs", syncfs(x.root))
-	if x.dir >= 0 {
-		unix.Close(x.dir)
-	}
+	x.Leave()
 	root := x.root
 	x.root, x.dir = -1, -1
 	return errors.Join(err, synced, unix.Close(root))
