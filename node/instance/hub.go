@@ -259,7 +259,7 @@ func (h *Hub) Do(ctx context.Context, name string, e state.Event, req terms.Requ
 	}
 	if op.ID != "" && h.cfg.Provisions == 0 {
 		if op, err = h.cfg.Operations.Wait(ctx, op.ID); err == nil && op.State != operations.Done {
-			err = fmt.Errorf("%s instance %q: %s", e, name, op.Error)
+			err = fmt.Errorf("%s instance %q: %w", e, name, op.Cause)
 		}
 	}
 	if v = i.view(); op.State == operations.Running { // it may have ended by now, and has to tell how

@@ -53,6 +53,8 @@ type View struct {
 	Ended   time.Time        `json:"ended,omitzero"`
 	Took    float64          `json:"took_seconds,omitempty" doc:"by no clock that can be set"`
 
+	// Cause is why it has failed.
+	Cause error `json:"-"`
 	// Revision counts the changes of the view.
 	Revision int `json:"-"`
 }
@@ -160,7 +162,7 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	op.view.Ended = o.now()
 	op.view.Took = max(0, op.view.Ended.Sub(op.view.Started).Seconds())
 	op.view.Revision++
-	if err != nil {
+	if op.view.Cause = err; err != nil {
 		op.view.Error = content.Line(err)
 	}
 	switch {

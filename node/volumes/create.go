@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -92,7 +91,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e ind
 	if err = spec.Change(&e.Volume); err != nil {
 		return e, from, err
 	}
-	rand.Read(e.ID[:])
+	e.ID = spec.NewID()
 	switch blank := spec.From == (content.Ref{}); {
 	case blank && e.Size == 0:
 		return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)

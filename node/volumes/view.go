@@ -83,7 +83,7 @@ func (v *Volumes) viewServed(out *terms.View, e index.Entry, d *attached) {
 	stats := d.vol.Stats()
 	_, _, st := d.record()
 	out.Confirmed = st.Stage == right.Serving
-	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
+	out.DirtyBytes, out.DiskBytes, out.Through = stats.Dirty, stats.Disk, d.vol.End().Seq
 	out.Transport, out.Device = v.doors.Address(e.Name, d.disk)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
 	if d.folds != nil {

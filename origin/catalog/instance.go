@@ -34,6 +34,8 @@ type Instance struct {
 	State       VolumeState     `cbor:"state"`
 	// From is what it was provisioned from first, as tree:NAME or image:NAME; "" for nothing.
 	From string `cbor:"from"`
+	// Disk is the volume of a virtual machine, by the name of the instance; zero for none.
+	Disk content.VolumeID `cbor:"disk"`
 	// Spec is how it is run, as the node's hub encodes it.
 	Spec []byte `cbor:"spec"`
 	// Head is the tree that was put away last, and Lineage are those before, the newest first.

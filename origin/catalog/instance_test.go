@@ -17,7 +17,7 @@ func goldenInstance(t testing.TB) Instance {
 	i := goldenImage(t)
 	i.Head.Root.Kind, i.Head.Root.Count, i.Head.Scope = content.RootTree, 1<<13, content.Farm("lyon")
 	return Instance{
-		ID: InstanceID{1, 2, 3}, Epoch: 7, Incarnation: 1 << 60, Holder: trust.PublicKey{9}, State: Attached, From: "tree:redis",
+		ID: InstanceID{1, 2, 3}, Epoch: 7, Incarnation: 1 << 60, Holder: trust.PublicKey{9}, State: Attached, From: "tree:redis", Disk: content.VolumeID{4},
 		Spec: []byte(`{"command":["redis-server"]}`), Head: &i.Head, Lineage: i.Lineage, Saved: 1_795_000_000_123,
 	}
 }
@@ -25,7 +25,7 @@ func goldenInstance(t testing.TB) Instance {
 func TestGoldenInstances(t *testing.T) {
 	c := content.NewCodec()
 	fresh := goldenInstance(t)
-	fresh.Head, fresh.Lineage, fresh.Saved, fresh.State = nil, []content.CID{}, 0, Released
+	fresh.Head, fresh.Lineage, fresh.Saved, fresh.State, fresh.Disk = nil, []content.CID{}, 0, Released, content.VolumeID{}
 	for name, i := range map[string]Instance{"instance": goldenInstance(t), "instance.fresh": fresh} {
 		b, err := i.Encode(c)
 		if err != nil {
