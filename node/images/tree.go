@@ -30,7 +30,7 @@ func (im *Images) ImportTree(ctx context.Context, name string, req ImportRequest
 func (im *Images) plant(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
 	work := workingIn(filepath.Join(im.cfg.Dir, TempDir))
 	req.Temp, req.Except, req.Room = work.dir, im.cfg.Dir, work.room
-	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, nil)
+	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, known{})
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
@@ -55,7 +55,7 @@ type ToStow struct {
 // Stow stores what is in a folder as a tree, whose record the caller writes; and returns what a record says of it, and what
 // the files have become.
 func (im *Images) Stow(ctx context.Context, op Updater, what ToStow) (catalog.Image, Stowed, error) {
-	body, now, err := im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, what.Was)
+	body, now, err := im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, known{was: what.Was})
 	if err != nil {
 		err = fmt.Errorf("store what is in %s: %w", what.Dir, err)
 	}
@@ -77,8 +77,21 @@ func (im *Images) Recall(ctx context.Context, dir string) (Stowed, error) {
 	return now, errors.Join(err, files.Close())
 }
 
+// known is what files had become before, and where; nil is the mesh's origin.
+type known struct {
+	was Stowed
+	at  *place
+}
+
 // stow stores the tree of files, and returns what a record says of it, and what they have become.
-func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg build.Config, was Stowed) (body catalog.Image, now Stowed, err error) {
+func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg build.Config, before known) (body catalog.Image, now Stowed, err error) {
+	if before.at == nil {
+		origin, err := im.origin()
+		if err != nil {
+			return body, nil, err
+		}
+		before.at = &origin
+	}
 	note, said := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }, []string{}
 	o.Note, o.Warn = note, func(text string) { said = append(said, text) }
 	ctx, end := context.WithCancel(ctx)
@@ -89,7 +102,7 @@ func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg b
 	}
 	defer files.Close()
 	cfg.Kind, cfg.ChunkSize, now = content.RootTree, tree.ChunkSize, Stowed{}
-	body, err = im.build(ctx, op, cfg, func(b *build.Builder, known *index.Index) error {
+	body, err = im.build(ctx, op, cfg, *before.at, func(b *build.Builder, known *index.Index) error {
 		done := func(n int) { op.Update(func(v *operations.View) { v.Done += int64(n) }) }
 		w, err := tree.NewWriter(tree.Config{
 			Codec: im.cfg.Codec,
@@ -98,7 +111,7 @@ func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg b
 				return b.Add(ctx, at, raw)
 			},
 			Known: func(key content.CID) (tree.Segment, bool) {
-				s, ok := was[key]
+				s, ok := before.was[key]
 				return s, ok && !slices.ContainsFunc(s.Pieces, func(p tree.Piece) bool {
 					at, there := known.Locate(ctx, p.CID)
 					return !there || int(at.Raw) != p.Length

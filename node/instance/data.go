@@ -53,7 +53,17 @@ func (i folder) command(e entry) (process.Config, error) {
 
 func (folder) part(context.Context, entry) error { return nil }
 
-func (folder) remove(context.Context, entry, bool) error { return nil }
+// remove takes away what is at a target of its own; what is at the origin is for the mesh to collect.
+func (i folder) remove(ctx context.Context, e entry, forGood bool) error {
+	if !forGood || e.Spec.Target == "" {
+		return nil
+	}
+	t, err := i.target(ctx, e, e.ID)
+	if err != nil {
+		return err
+	}
+	return t.Remove(ctx)
+}
 
 // hydrate makes the folder of data what was put away last, or the tree that the instance begins with, or empty.
 func (i folder) hydrate(ctx context.Context, e entry) error {
@@ -63,6 +73,7 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 	}
 	var root fetch.Root
 	switch {
+	case !body.Away.IsHole():
 	case body.Head != nil:
 		root = fetch.Root{Head: *body.Head, Lineage: body.Lineage, Envelope: base.Sealed, As: []content.Ref{{Kind: content.KindInstance, Name: i.name}}}
 	case e.Spec.Tree() != "":
@@ -76,7 +87,12 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 	if err := os.Remove(filepath.Join(i.dir, stowedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	said, err := i.hub.cfg.Library.Harvest(ctx, i, root, i.data())
+	var said []string
+	if !body.Away.IsHole() {
+		said, err = i.bringBack(ctx, e, body)
+	} else {
+		said, err = i.hub.cfg.Library.Harvest(ctx, i, root, i.data())
+	}
 	for _, text := range said {
 		i.hub.cfg.Log.Warn("not all of an instance's data can be had here", "name", i.name, "what", text)
 	}
@@ -127,31 +143,45 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
+	if e.Spec.Target != "" {
+		return i.putAway(ctx, e, body)
+	}
 	stored, now, err := i.hub.cfg.Library.Stow(ctx, i, images.ToStow{
 		Dir: i.data(), Scope: e.Spec.Scope(i.hub.cfg.Farm), Lineage: lineage(i.hub.cfg.Codec, body), Was: loadStowed(i.dir),
 	})
 	if err != nil {
 		return err
 	}
+	i.remember(now)
+	root := rootOf(i.hub.cfg.Codec, catalog.Instance{Head: &stored.Head})
+	return i.saved(ctx, root, func(body *catalog.Instance) {
+		before, was := lineage(i.hub.cfg.Codec, *body), rootOf(i.hub.cfg.Codec, *body)
+		if body.Head = &stored.Head; root != was { // one that has not changed is not behind itself
+			body.Lineage = before
+		}
+	})
+}
+
+// remember keeps what files have become, for the next time.
+func (i *hosted) remember(now images.Stowed) {
 	if err := saveStowed(i.dir, now); err != nil { // a second try reads it all again
 		i.hub.cfg.Log.Warn("what an instance's files have become is not remembered", "name", i.name, "err", err)
 	}
+}
+
+// saved has the record say where what was put away is.
+func (i *hosted) saved(ctx context.Context, root content.CID, change func(*catalog.Instance)) error {
 	base, body, err := i.own(ctx)
 	if err != nil {
 		return err
 	}
-	saved, before, was := i.hub.cfg.Now(), lineage(i.hub.cfg.Codec, body), rootOf(i.hub.cfg.Codec, body)
-	body.Head, body.Saved = &stored.Head, saved.UnixMilli()
-	if rootOf(i.hub.cfg.Codec, body) != was { // one that has not changed is not behind itself
-		body.Lineage = before
-	}
+	now := i.hub.cfg.Now()
+	change(&body)
+	body.Saved = now.UnixMilli()
 	if err := i.commit(ctx, base, body); err != nil {
 		return err
 	}
-	return i.change(func(e *entry) error {
-		e.Root, e.Saved = rootOf(i.hub.cfg.Codec, body), saved
-		return nil
-	})
+	return i.change(func(e *entry) error { e.Root, e.Saved = root, now; return nil })
 }
 
 // lineage is that of what is put away behind what a record has.

@@ -77,6 +77,7 @@ type Library interface {
 	Harvest(ctx context.Context, op images.Updater, root fetch.Root, dir string) (said []string, err error)
 	Stow(ctx context.Context, op images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error)
 	Recall(ctx context.Context, dir string) (images.Stowed, error)
+	Target(ctx context.Context, url, dir string) (*images.Target, error)
 }
 
 // Hub has the instances of a node. Use: New, Run. Safe for concurrent use.

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -225,11 +226,11 @@ func (m machine) part(ctx context.Context, e entry) error {
 // keep writes the memory of a machine that stands still from then on.
 func (m machine) keep(ctx context.Context, ask asking) error {
 	part := m.path(memoryFile + ".part")
-	err := ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist) // of a try whose end nobody has logged
-	if err == nil {
-		err = ask("stop", nil, nil)
+	begun, err := isKept(ask)
+	if err == nil && !begun {
+		err = errors.Join(ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist), ask("stop", nil, nil))
 	}
-	if err == nil {
+	if err == nil && !begun {
 		err = ask("migrate", map[string]any{"uri": "exec:cat > '" + part + "' && sync -d '" + part + "'"}, nil)
 	}
 	for err == nil {
@@ -243,6 +244,9 @@ func (m machine) keep(ctx context.Context, ask asking) error {
 			if err = m.slept(); err == nil {
 				err = os.Rename(part, m.path(memoryFile))
 			}
+			if begun { // and renamed
+				err = ignore(err, fs.ErrNotExist)
+			}
 			if err == nil {
 				return ask("quit", nil, nil)
 			}
@@ -253,6 +257,13 @@ func (m machine) keep(ctx context.Context, ask asking) error {
 		}
 	}
 	return errors.Join(err, ask("cont", nil, nil), ignore(os.Remove(part), fs.ErrNotExist))
+}
+
+// isKept reports whether an earlier start of the node has begun to keep the memory.
+func isKept(ask asking) (bool, error) {
+	var machine, memory struct{ Status string }
+	err := errors.Join(ask("query-status", nil, &machine), ask("query-migrate", nil, &memory))
+	return machine.Status == "postmigrate" || slices.Contains([]string{"setup", "active", "device"}, memory.Status), err
 }
 
 // slept notes which disk the memory of a machine that stands still goes with.

@@ -81,7 +81,7 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 
 // hasData reports whether an instance is more than what it begins as.
 func hasData(body catalog.Instance) bool {
-	return body.Head != nil || body.Disk != content.VolumeID{}
+	return body.Head != nil || !body.Away.IsHole() || body.Disk != content.VolumeID{}
 }
 
 // mayClaim fails for an instance that can't be had, or not so.
@@ -89,8 +89,12 @@ func (h *Hub) mayClaim(r catalog.Record, body catalog.Instance, req terms.Reques
 	if hasData(body) && req.From != "" && body.From != req.From {
 		return fmt.Errorf("%w: it was provisioned from %q first, not from %q; choose another name, or obliterate it", content.Differs, body.From, req.From)
 	}
-	if body.State == catalog.Released || req.Takeover {
-		return nil
+	was, err := terms.Decode(body.Spec)
+	if err == nil {
+		err = mayMove(body, was.Target, req.Target)
+	}
+	if err != nil || body.State == catalog.Released || req.Takeover {
+		return err
 	}
 	saved := "never"
 	if t := body.SavedAt(); !t.IsZero() {
@@ -144,7 +148,7 @@ func (i *hosted) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e, _ := i.now(); !hasData(body) || body.Head == nil && e.Disk == body.Disk {
+	if e, _ := i.now(); !hasData(body) || e.Disk != (content.VolumeID{}) && e.Disk == body.Disk {
 		return i.hub.cfg.Registry.Delete(ctx, *base)
 	}
 	body.State = catalog.Released
@@ -161,7 +165,7 @@ func (i *hosted) forget(ctx context.Context, e entry) error {
 	if body.State == catalog.Attached && !e.isMine(i, body) && !lost {
 		return fmt.Errorf("%w: %s has it", content.ErrFenced, i.hub.cfg.Who(body.Holder))
 	}
-	if body.Disk != (content.VolumeID{}) {
+	if e.ID = body.ID; body.Disk != (content.VolumeID{}) {
 		e.Disk = body.Disk
 	}
 	if e.Spec, err = terms.Decode(body.Spec); err == nil {

@@ -94,6 +94,7 @@ type origin struct {
 	records map[string]catalog.Record
 	trees   map[content.CID][][]byte // chunks
 	read    int64                    // bytes of files that were stored and not kept
+	images  *images.Images           // that have targets; nil in most tests
 }
 
 func newOrigin() *origin {
@@ -231,6 +232,14 @@ func (o *origin) chunk(id content.CID) []byte {
 func (o *origin) Recall(ctx context.Context, dir string) (images.Stowed, error) {
 	_, now, _, err := planted(ctx, dir, nil, nil)
 	return now, err
+}
+
+// Target implements Library by a store in a folder.
+func (o *origin) Target(ctx context.Context, url, dir string) (*images.Target, error) {
+	if err := o.failing(); err != nil {
+		return nil, err
+	}
+	return o.images.Target(ctx, url, dir)
 }
 
 // planted is a folder as a tree.

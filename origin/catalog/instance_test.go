@@ -26,6 +26,7 @@ func TestGoldenInstances(t *testing.T) {
 	c := content.NewCodec()
 	fresh := goldenInstance(t)
 	fresh.Head, fresh.Lineage, fresh.Saved, fresh.State, fresh.Disk = nil, []content.CID{}, 0, Released, content.VolumeID{}
+	fresh.Away = content.Sum([]byte("head"))
 	for name, i := range map[string]Instance{"instance": goldenInstance(t), "instance.fresh": fresh} {
 		b, err := i.Encode(c)
 		if err != nil {
@@ -53,6 +54,7 @@ func TestBadInstances(t *testing.T) {
 		"a long spec":    func(i *Instance) { i.Spec = make([]byte, SpecMax+1) },
 		"a disk":         func(i *Instance) { i.Head.Root.Kind, i.Head.Root.Count = content.RootDisk, 0 },
 		"a hole":         func(i *Instance) { i.Lineage = make([]content.CID, 1) },
+		"two places":     func(i *Instance) { i.Away = content.Sum(nil) },
 		"saved too soon": func(i *Instance) { i.Saved = -1 },
 	} {
 		i := goldenInstance(t)

@@ -3,6 +3,7 @@ package terms
 
 import (
 	"cmp"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,6 +72,7 @@ type Spec struct {
 	Kernel       string   `json:"kernel,omitempty" maxLength:"512" doc:"of a vm: a kernel on the node's host that is booted, with initrd and append, in place of what its disk has for that"`
 	Initrd       string   `json:"initrd,omitempty" maxLength:"512" doc:"what that is given as its first disk"`
 	Append       string   `json:"append,omitempty" maxLength:"512" doc:"and as its command line"`
+	Target       string   `json:"target,omitempty" maxLength:"512" doc:"of a process: where its data are put away, and come from, in place of the mesh's origin: file:///FOLDER, which all nodes that run it have to reach, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path-style=true, without credentials"`
 	Mesh         bool     `json:"mesh,omitempty" doc:"nodes of any farm may run it and read what it has; the nodes must be publishers"`
 }
 
@@ -164,7 +166,30 @@ func (s Spec) checkProcess() error {
 		return fmt.Errorf("config %.60q: %w: want an absolute path on the node's host", s.Config, content.ErrInvalid)
 	}
 	_, err := s.Limits()
-	return err
+	return errors.Join(err, s.checkTarget())
+}
+
+func (s Spec) checkTarget() error {
+	if s.Target == "" {
+		return nil
+	}
+	u, err := url.Parse(s.Target)
+	if err != nil || u.Scheme != "file" && u.Scheme != "s3" || u.Scheme == "file" && (u.Host != "" || !filepath.IsAbs(u.Path)) || u.Scheme == "s3" && u.Host == "" {
+		return fmt.Errorf("target %.100q: %w: want file:///ABSOLUTE/FOLDER or s3://BUCKET/PREFIX", s.Target, content.ErrInvalid)
+	}
+	if u.User != nil { // members read the record
+		return fmt.Errorf("target: %w: credentials stay in the node's environment", content.ErrInvalid)
+	}
+	return nil
+}
+
+// TargetOf is the part of the target that an instance has.
+func (s Spec) TargetOf(name string, id catalog.InstanceID) string {
+	u, err := url.Parse(s.Target)
+	if err != nil { // it was checked
+		return s.Target
+	}
+	return u.JoinPath("instances", content.Segment(name), hex.EncodeToString(id[:])).String()
 }
 
 // Tree is the name of the tree that a process begins with; "" for none.
@@ -181,8 +206,8 @@ func (s Spec) checkVM() error {
 		return fmt.Errorf("%w: command, env, user, rlimits, config, probe and compact are for a process", content.ErrInvalid)
 	case s.Kernel == "" && s.Initrd+s.Append != "", s.Kernel != "" && !filepath.IsAbs(s.Kernel), s.Initrd != "" && !filepath.IsAbs(s.Initrd):
 		return fmt.Errorf("%w: initrd and append come with a kernel, as absolute paths on the node's host", content.ErrInvalid)
-	case s.Mesh:
-		return fmt.Errorf("%w: a vm's volume stays in its farm", content.ErrInvalid)
+	case s.Mesh, s.Target != "":
+		return fmt.Errorf("%w: a vm's volume stays in its farm, and at the mesh's origin", content.ErrInvalid)
 	}
 	return nil
 }

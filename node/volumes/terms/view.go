@@ -67,6 +67,7 @@ type View struct {
 	Confirmed   bool        `json:"confirmed" doc:"false until the record was read since this node started"`
 	Limits      Limits      `json:"limits,omitzero"`
 	Bytes       fetch.Bytes `json:"bytes"`
+	Blocked     float64     `json:"blocked_seconds,omitempty" doc:"how long reads have waited for bytes that were not on this node, since it was opened: while several wait it counts once"`
 	// Slow returns the slowest reads of the last minutes; nil where none is served.
 	Slow func() []why.Read `json:"-"`
 }
