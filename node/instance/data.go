@@ -96,6 +96,9 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 	for _, text := range said {
 		i.hub.cfg.Log.Warn("not all of an instance's data can be had here", "name", i.name, "what", text)
 	}
+	if errors.Is(err, content.ErrNoSpace) { // that it has failed is to be logged on the same disk
+		err = errors.Join(err, os.RemoveAll(i.data()))
+	}
 	if err != nil {
 		return err
 	}

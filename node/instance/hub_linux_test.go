@@ -231,6 +231,8 @@ func TestWhatCantBeRun(t *testing.T) {
 	if _, err := w.do("web2", state.Provision, counting()); err == nil || !strings.Contains(err.Error(), "none is free") {
 		t.Errorf("a third port of two: %v", err)
 	}
+	w.must("web0", state.Deprovision, state.Unprovisioned)
+	w.must("web2", state.Provision, state.Provisioned, counting())
 	w.must("still", state.Provision, state.Provisioned, terms.Request{Spec: run("sleep", "100")})
 	if _, err := w.do("more", state.Provision, terms.Request{Spec: run("sleep", "100")}); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "3 instances") {
 		t.Errorf("a fourth of three: %v", err)

@@ -126,7 +126,8 @@ func rolledBack(t *testing.T, n *lab.Node) {
 	if err := json.Unmarshal(answer, &s); err != nil {
 		t.Fatal(err)
 	}
-	uptime(t, n, reach(t, n, http.MethodGet, "vm", "", "provisioned"), 0)
+	i := reach(t, n, http.MethodGet, "vm", "", "provisioned")
+	uptime(t, n, i, uptime(t, n, i, 0)+1) // it has written since
 	reach(t, n, http.MethodPost, "vm/hibernate", "", "hibernated")
 	if _, err := n.Run(t.Context(), "volume", "rollback", s.ID); err != nil {
 		t.Fatal(err)
