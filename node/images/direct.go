@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -21,10 +22,11 @@ const (
 	leavesKept = 64
 )
 
-// direct reads the chunks of a root from a bucket, without the cache and without other members: in runs, and ahead of who
-// reads them in order.
+// direct reads the chunks of a root from a bucket, without other members: in runs, and ahead of who reads them in order. What
+// has come is kept in the node's cache, so that it is not read again after a crash.
 type direct struct {
 	ctx     context.Context // of the reads
+	im      *Images
 	from    *pack.Reader
 	head    pack.Head
 	count   func(n int)
@@ -50,8 +52,8 @@ type part struct {
 }
 
 // newDirect reads until ctx ends; count is told of the bytes that come.
-func newDirect(ctx context.Context, store bucket.Bucket, head pack.Head, count func(int)) *direct {
-	d := &direct{ctx: ctx, from: pack.NewReader(store), head: head, count: count}
+func (im *Images) newDirect(ctx context.Context, store bucket.Bucket, head pack.Head, count func(int)) *direct {
+	d := &direct{ctx: ctx, im: im, from: pack.NewReader(store), head: head, count: count}
 	d.leaves, _ = lru.New[uint64, func() (*leaf, error)](leavesKept) // it fails for sizes below 1 alone
 	d.runs, _ = lru.New[part, func() (map[content.CID][]byte, error)](runsKept)
 	return d
@@ -68,11 +70,18 @@ func (d *direct) read(ctx context.Context, index uint64, off int, p []byte) erro
 		clear(p)
 		return nil
 	}
+	id := l.Node.Entry(int(index % content.MapFanout))
+	if d.im.cfg.Cache.ReadAt(id, p, off) == nil {
+		return ctx.Err()
+	}
 	chunks, err := d.run(l, l.at[where.Run()])()
+	if err == nil && chunks[id] == nil { // it was in the cache when the rest was read
+		chunks, err = d.fetch([]pack.Extent{{CID: id, Location: where}}, false)
+	}
 	if err != nil {
 		return err
 	}
-	raw := chunks[l.Node.Entry(int(index%content.MapFanout))]
+	raw := chunks[id]
 	if off+len(p) > len(raw) {
 		return fmt.Errorf("chunk %d: %w: it has %d bytes, not %d", index, content.ErrCorrupt, len(raw), off+len(p))
 	}
@@ -129,7 +138,7 @@ func (d *direct) run(l *leaf, k int) func() (map[content.CID][]byte, error) {
 	defer d.mu.Unlock()
 	for ahead := min(k+runsAhead, len(l.frames)-1); ahead >= k; ahead-- {
 		if at := (part{l.number, ahead}); !d.runs.Contains(at) {
-			got := sync.OnceValues(func() (map[content.CID][]byte, error) { return d.fetch(l.frames[ahead]) })
+			got := sync.OnceValues(func() (map[content.CID][]byte, error) { return d.fetch(l.frames[ahead], true) })
 			d.runs.Add(at, got)
 			d.reading.Go(func() { _, _ = got() })
 		}
@@ -138,11 +147,18 @@ func (d *direct) run(l *leaf, k int) func() (map[content.CID][]byte, error) {
 	return got
 }
 
-// fetch reads the chunks of a run.
-func (d *direct) fetch(frames []pack.Extent) (map[content.CID][]byte, error) {
+// fetch reads chunks, but for those that are here.
+func (d *direct) fetch(frames []pack.Extent, lacking bool) (map[content.CID][]byte, error) {
+	if lacking {
+		frames = slices.DeleteFunc(slices.Clone(frames), func(e pack.Extent) bool { return d.im.cfg.Cache.Has(e.CID) })
+	}
+	if len(frames) == 0 {
+		return nil, nil
+	}
 	got, err := d.from.ReadFrames(d.ctx, frames)
-	out := make(map[content.CID][]byte, len(got))
+	out, keep := make(map[content.CID][]byte, len(got)), d.im.Keep(d.head.Scope)
 	for i, v := range got {
+		keep(v)
 		out[v.CID()] = v.Bytes()
 		d.count(int(frames[i].Length))
 	}

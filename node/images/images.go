@@ -97,6 +97,8 @@ type Images struct {
 // Updater is told how far long work is: an operation is one.
 type Updater interface {
 	Update(change func(*operations.View))
+	// Pass returns once the work may go on; ctx ends that.
+	Pass(ctx context.Context) error
 }
 
 // New builds Images.

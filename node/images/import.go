@@ -229,7 +229,6 @@ type place struct {
 	store bucket.Bucket
 	known bucket.Bucket // the same, as far as what is there may be referred to
 	dir   string        // what is remembered of that
-	away  bool          // no other member reads what is there
 }
 
 // origin is the mesh's.
@@ -238,8 +237,8 @@ func (im *Images) origin() (place, error) {
 	return place{store: store, known: store, dir: filepath.Join(im.cfg.Dir, "index")}, err
 }
 
-// build builds the packs of what fill adds. Its chunks stay in this node's cache where others ask for them: the farm of the
-// importer need not fetch what it has made.
+// build builds the packs of what fill adds. Its chunks stay in this node's cache: the farm of the importer need not
+// fetch what it has made.
 func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, at place, fill func(*build.Builder, *index.Index) error) (catalog.Image, error) {
 	known, err := index.Load(ctx, index.Config{
 		Bucket: at.known, Scopes: mayReferTo(cfg.Scope), Verifier: im.cfg.Verifier, Dir: at.dir, Now: im.cfg.Now, Log: im.cfg.Log,
@@ -253,9 +252,7 @@ func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, at pl
 		}
 	}()
 	cfg.Bucket, cfg.Known, cfg.Signer, cfg.Now, cfg.Codec, cfg.Log = at.store, known, im.cfg.Signer, im.cfg.Now, im.cfg.Codec, im.cfg.Log
-	if !at.away {
-		cfg.OnObject = im.Keep(cfg.Scope)
-	}
+	cfg.OnObject = im.Keep(cfg.Scope)
 	cfg.Progress = func(s build.Stats) {
 		op.Update(func(v *operations.View) {
 			v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)

@@ -81,7 +81,7 @@ func (t *Target) Stow(ctx context.Context, op Updater, what ToStow, before conte
 	if err != nil {
 		return Away{}, nil, err
 	}
-	at := place{t.store, only{t.store, good}, t.dir, true}
+	at := place{t.store, only{t.store, good}, t.dir}
 	body, now, err := t.im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, known{what.Was, &at})
 	if err != nil {
 		return Away{}, nil, fmt.Errorf("store what is in %s at %s: %w", what.Dir, t.url, err)
@@ -156,12 +156,12 @@ func (t *Target) Harvest(ctx context.Context, op Updater, id content.CID, dir st
 		return nil, bare(err)
 	}
 	ctx, end := context.WithCancel(ctx)
-	d := newDirect(ctx, t.store, head, func(n int) {
+	d := t.im.newDirect(ctx, t.store, head, func(n int) {
 		op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes["target"] += int64(n) })
 	})
 	defer d.reading.Wait()
 	defer end()
-	planted, err := tree.Open(ctx, t.im.cfg.Codec, head.Root, d.read)
+	planted, err := tree.Open(ctx, t.im.cfg.Codec, head.Root, passing(op, d.read))
 	if err == nil {
 		err = convert.Harvest(ctx, planted, dir, func(text string) { said = append(said, text) })
 	}

@@ -108,7 +108,7 @@ func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg b
 			Codec: im.cfg.Codec,
 			Add: func(ctx context.Context, at uint64, raw []byte) error {
 				done(len(raw))
-				return b.Add(ctx, at, raw)
+				return errors.Join(op.Pass(ctx), b.Add(ctx, at, raw))
 			},
 			Known: func(key content.CID) (tree.Segment, bool) {
 				s, ok := before.was[key]
@@ -218,6 +218,16 @@ func (im *Images) holdsOwn(dir string) bool {
 	return err == nil && filepath.IsLocal(way)
 }
 
+// passing reads while the work may go on.
+func passing(op Updater, read tree.ReadChunk) tree.ReadChunk {
+	return func(ctx context.Context, index uint64, off int, p []byte) error {
+		if err := op.Pass(ctx); err != nil {
+			return err
+		}
+		return read(ctx, index, off, p)
+	}
+}
+
 // Harvest writes the tree of a root into a folder, which it makes if it is not there, and has the rest of it brought in
 // meanwhile. It returns what can't be written.
 func (im *Images) Harvest(ctx context.Context, op Updater, root fetch.Root, dir string) (said []string, err error) {
@@ -234,9 +244,10 @@ func (im *Images) Harvest(ctx context.Context, op Updater, root fetch.Root, dir 
 	go func() {
 		warmed <- m.Warm(ctx, func(s fetch.Source, n int) {
 			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
+			_ = op.Pass(ctx) // no more is asked for meanwhile
 		})
 	}()
-	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadInTurn)
+	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), passing(op, m.ReadInTurn))
 	if err == nil {
 		err = convert.Harvest(ctx, t, dir, func(text string) { said = append(said, text) })
 	}

@@ -195,6 +195,17 @@ func (i *hosted) Update(change func(*operations.View)) {
 	}
 }
 
+// Pass implements images.Updater: it waits while the operation is paused.
+func (i *hosted) Pass(ctx context.Context) error {
+	i.mu.Lock()
+	op := i.op
+	i.mu.Unlock()
+	if op == nil {
+		return context.Cause(ctx)
+	}
+	return op.Pass(ctx)
+}
+
 // run drives the instance until ctx ends, or nothing of it is here.
 func (i *hosted) run(ctx context.Context) {
 	defer i.leave()

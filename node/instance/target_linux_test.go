@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -36,9 +38,79 @@ func newTargets(t *testing.T) *origin {
 	})
 	o, log := newOrigin(), slog.New(slog.DiscardHandler)
 	o.images = images.New(images.Config{Cache: c, Codec: content.NewCodec(), Now: time.Now, Log: log, Target: func(ctx context.Context, url string) (bucket.Bucket, error) {
-		return dir.Open(ctx, strings.TrimPrefix(url, "file://"), log)
+		b, err := dir.Open(ctx, strings.TrimPrefix(url, "file://"), log)
+		return reads{b, &o.targetRead}, err
 	}})
 	return o
+}
+
+// reads counts the bytes of what is read of packs.
+type reads struct {
+	bucket.Bucket
+	bytes *atomic.Int64
+}
+
+func (r reads) Get(ctx context.Context, key string, part bucket.Range) (*bucket.Object, error) {
+	if strings.HasPrefix(key, string(content.KeyPacks)) {
+		r.bytes.Add(part.Length)
+	}
+	return r.Bucket.Get(ctx, key, part)
+}
+
+// TestPaused: an instance whose data are being brought in, or put away, waits while it is paused, and others go on; a start of
+// the node has it go on, and what has come by then is not read again.
+func TestPaused(t *testing.T) {
+	o, target := newTargets(t), t.TempDir()
+	w := newWorld(t, o, t.TempDir(), 1)
+	spec := still()
+	spec.Target = "file://" + target
+	v := w.must("web", state.Provision, state.Provisioned, spec)
+	large := make([]byte, 64<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(large)
+	if err := os.WriteFile(filepath.Join(v.Dir, "large"), large, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	paused := func(e state.Event) string {
+		_, op, err := w.Do(t.Context(), "web", e, terms.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for now := op; !now.Paused; {
+			if now, err = w.cfg.Operations.Get(op.ID); err == nil && now.Done > 16<<20 {
+				now, err = w.cfg.Operations.Pause(op.ID, true)
+			}
+			if now.State != operations.Running || err != nil {
+				t.Fatalf("%s: %+v, %v", e, now, err)
+			}
+		}
+		w.must("other", state.Provision, state.Provisioned, still())
+		w.must("other", state.Deprovision, state.Unprovisioned)
+		if v := w.get("web").view(); v.State == state.Provisioned || v.Step != state.Hydrate && v.Step != state.Dehydrate {
+			t.Errorf("%s, paused: %s, %s", e, v.State, v.Step)
+		}
+		return op.ID
+	}
+	id := paused(state.Deprovision)
+	if v, err := w.cfg.Operations.Pause(id, false); err != nil || v.Paused {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if op, err := w.cfg.Operations.Wait(t.Context(), id); err != nil || op.State != operations.Done {
+		t.Fatalf("%+v, %v", op, err)
+	}
+	fresh := newTargets(t) // of a node that has nothing in its cache
+	o.images = fresh.images
+	paused(state.Provision)
+	before := fresh.targetRead.Load()
+	w = w.again(o)
+	v = w.until("web", state.Provisioned)
+	if got, err := os.ReadFile(filepath.Join(v.Dir, "large")); err != nil || string(got) != string(large) {
+		t.Errorf("the large file is another: %v", err)
+	}
+	t.Logf("read %d bytes of the target until the node stopped, and %d of %d in all", before, fresh.targetRead.Load(), len(large))
+	if all := fresh.targetRead.Load(); before < 8<<20 || all > int64(len(large))*11/10 {
+		t.Errorf("read %d bytes of %d", all, len(large))
+	}
+	w.must("web", state.Obliterate, state.Unprovisioned)
 }
 
 // stored are the bytes of all files in a folder.

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,6 +96,8 @@ type origin struct {
 	trees   map[content.CID][][]byte // chunks
 	read    int64                    // bytes of files that were stored and not kept
 	images  *images.Images           // that have targets; nil in most tests
+
+	targetRead atomic.Int64 // bytes of packs that were read there
 }
 
 func newOrigin() *origin {
