@@ -153,7 +153,7 @@ func (n *Node) openNames(context.Context) (err error) {
 	n.Images = images.New(images.Config{
 		Dir: n.cfg.Dir, Names: n.Names, Fetcher: n.fetch, Cache: n.cache, Operations: n.Operations,
 		Self: n.swarm.ID().String(), Follow: n.cfg.Follow, Matching: n.matching, Mesh: n.meshSize, Farm: n.farmMates, Call: n.callID, Holder: n.holder,
-		Readable: n.origin.readable, Writable: n.origin.writable, Suspect: n.origin.suspect,
+		Readable: n.origin.readable, Writable: n.origin.writable, Suspect: n.origin.suspect, Target: n.origin.beside,
 		Signer: n.signer, Verifier: n.verifier, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return nil

@@ -152,6 +152,15 @@ func (o *origin) connect(ctx context.Context) (s store, err error) {
 	return s, err
 }
 
+// beside opens another store than the origin.
+func (o *origin) beside(ctx context.Context, url string) (bucket.Bucket, error) {
+	b, _, err := o.cfg.OpenOrigin(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	return bucket.Retry(bucket.Limit(b, budget.New(o.cfg.OriginLimits)), bucket.RetryConfig{}), nil
+}
+
 // opened returns the bucket, which it opens if that did not go well before.
 func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
 	if b := o.now().bucket; b != nil {

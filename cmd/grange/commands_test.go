@@ -77,7 +77,7 @@ func arguments(t *testing.T, key string) map[string][]string {
 		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
 		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},
 		"instance provision": {"x"}, "instance hibernate": {"x"}, "instance wake": {"x"}, "instance deprovision": {"x"}, "instance obliterate": {"x"}, "instance show": {"x"}, "instance logs": {"x"},
-		"cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
+		"cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "operation pause": {"2"}, "operation resume": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
 		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"}, "why": {"x"}, "ping": {"x"},
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
 )
@@ -16,6 +18,8 @@ type operationCmd struct {
 	Ls     operationLsCmd     `cmd:"" help:"List this node's long work, newest first."`
 	Show   operationShowCmd   `cmd:"" help:"Show one operation."`
 	Cancel operationCancelCmd `cmd:"" help:"Cancel one that runs."`
+	Pause  operationPauseCmd  `cmd:"" help:"Have one wait that brings files in, or puts them away: of a tree or of an instance."`
+	Resume operationPauseCmd  `cmd:"" help:"Have it go on."`
 }
 
 type operationLsCmd struct{}
@@ -51,11 +55,18 @@ func operationTable(w io.Writer, op api.Operation) {
 		n := op.Nodes[name]
 		fmt.Fprintf(w, "on %s\t%s, %s%s%s\n", name, n.State, ask.Progress(api.Operation{Done: n.Done, Total: n.Total}), ask.BySource(n.Bytes), ask.Prefixed(": ", n.Error))
 	}
-	for _, x := range [][2]string{{"note", op.Note}, {"error", op.Error}} {
+	for _, x := range [][2]string{{"paused", map[bool]string{true: "yes"}[op.Paused]}, {"note", op.Note}, {"error", op.Error}} {
 		if x[1] != "" {
 			fmt.Fprintf(w, "%s\t%s\n", x[0], x[1])
 		}
 	}
+}
+
+// operationPauseCmd pauses or resumes, as it is called.
+type operationPauseCmd struct{ operationArg }
+
+func (c *operationPauseCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio, command *kong.Context) error {
+	return ask.Tell(ctx, app, std, ask.Post(ask.OperationPath(c.ID)+"/"+command.Selected().Name, nil), operationTable)
 }
 
 type operationCancelCmd struct{ operationArg }

@@ -48,6 +48,11 @@ func (s *Server) operations(a huma.API) {
 		defer cancel()
 		return answer(ops.Cancel(ctx, in.ID))
 	})
+	for verb, pause := range map[string]bool{"pause": true, "resume": false} {
+		route(a, "POST "+operationsPath+"/{id}/"+verb, verb+" an operation that brings data of files in, or puts them away", func(_ context.Context, in *OperationID) (*Answer[Operation], error) {
+			return answer(ops.Pause(in.ID, pause))
+		})
+	}
 	s.events(a)
 }
 

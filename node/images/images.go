@@ -52,6 +52,8 @@ type Config struct {
 	// why nothing can be written to it.
 	Readable func() bucket.Bucket
 	Writable func() (bucket.Bucket, error)
+	// Target opens another store than the origin, by its URL.
+	Target func(ctx context.Context, url string) (bucket.Bucket, error)
 	// Suspect is told of packs that were found damaged.
 	Suspect  func(context.Context, ...pack.ID)
 	Signer   trust.Signer
@@ -96,6 +98,8 @@ type Images struct {
 // Updater is told how far long work is: an operation is one.
 type Updater interface {
 	Update(change func(*operations.View))
+	// Pass returns once the work may go on; ctx ends that.
+	Pass(ctx context.Context) error
 }
 
 // New builds Images.

@@ -209,7 +209,11 @@ func (im *Images) previous(ctx context.Context, kind content.Kind, name string, 
 
 // store builds the packs of a disk, and returns what the record says of it.
 func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
-	return im.build(ctx, op, build.Config{Scope: scope, Size: disk.Size(), Lineage: lineage}, func(b *build.Builder, _ *index.Index) error {
+	at, err := im.origin()
+	if err != nil {
+		return catalog.Image{}, err
+	}
+	return im.build(ctx, op, build.Config{Scope: scope, Size: disk.Size(), Lineage: lineage}, at, func(b *build.Builder, _ *index.Index) error {
 		err := convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
 			op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
 		})
@@ -220,15 +224,24 @@ func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, scop
 	})
 }
 
+// place is where packs are stored.
+type place struct {
+	store bucket.Bucket
+	known bucket.Bucket // the same, as far as what is there may be referred to
+	dir   string        // what is remembered of that
+}
+
+// origin is the mesh's.
+func (im *Images) origin() (place, error) {
+	store, err := im.cfg.Writable()
+	return place{store: store, known: store, dir: filepath.Join(im.cfg.Dir, "index")}, err
+}
+
 // build builds the packs of what fill adds. Its chunks stay in this node's cache: the farm of the importer need not
 // fetch what it has made.
-func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, fill func(*build.Builder, *index.Index) error) (catalog.Image, error) {
-	store, err := im.cfg.Writable()
-	if err != nil {
-		return catalog.Image{}, err
-	}
+func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, at place, fill func(*build.Builder, *index.Index) error) (catalog.Image, error) {
 	known, err := index.Load(ctx, index.Config{
-		Bucket: store, Scopes: mayReferTo(cfg.Scope), Verifier: im.cfg.Verifier, Dir: filepath.Join(im.cfg.Dir, "index"), Now: im.cfg.Now, Log: im.cfg.Log,
+		Bucket: at.known, Scopes: mayReferTo(cfg.Scope), Verifier: im.cfg.Verifier, Dir: at.dir, Now: im.cfg.Now, Log: im.cfg.Log,
 	})
 	if err != nil {
 		return catalog.Image{}, err
@@ -238,7 +251,7 @@ func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, fill 
 			im.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	cfg.Bucket, cfg.Known, cfg.Signer, cfg.Now, cfg.Codec, cfg.Log = store, known, im.cfg.Signer, im.cfg.Now, im.cfg.Codec, im.cfg.Log
+	cfg.Bucket, cfg.Known, cfg.Signer, cfg.Now, cfg.Codec, cfg.Log = at.store, known, im.cfg.Signer, im.cfg.Now, im.cfg.Codec, im.cfg.Log
 	cfg.OnObject = im.Keep(cfg.Scope)
 	cfg.Progress = func(s build.Stats) {
 		op.Update(func(v *operations.View) {
@@ -257,7 +270,7 @@ func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, fill 
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	return catalog.Image{Head: head, Lineage: cfg.Lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, complete(ctx, store, b.Manifest(), known)
+	return catalog.Image{Head: head, Lineage: cfg.Lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, complete(ctx, at.store, b.Manifest(), known)
 }
 
 // mayReferTo returns the scopes whose packs content of scope s may refer to: its own and

@@ -31,7 +31,7 @@ func (im *Images) ImportTree(ctx context.Context, name string, req ImportRequest
 func (im *Images) plant(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
 	work := workingIn(filepath.Join(im.cfg.Dir, TempDir))
 	req.Temp, req.Except, req.Room = work.dir, im.cfg.Dir, work.room
-	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, nil)
+	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, known{})
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
@@ -56,7 +56,7 @@ type ToStow struct {
 // Stow stores what is in a folder as a tree, whose record the caller writes; and returns what a record says of it, and what
 // the files have become.
 func (im *Images) Stow(ctx context.Context, op Updater, what ToStow) (catalog.Image, Stowed, error) {
-	body, now, err := im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, what.Was)
+	body, now, err := im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, known{was: what.Was})
 	if err != nil {
 		err = fmt.Errorf("store what is in %s: %w", what.Dir, err)
 	}
@@ -78,8 +78,21 @@ func (im *Images) Recall(ctx context.Context, dir string) (Stowed, error) {
 	return now, errors.Join(err, files.Close())
 }
 
+// known is what files had become before, and where; nil is the mesh's origin.
+type known struct {
+	was Stowed
+	at  *place
+}
+
 // stow stores the tree of files, and returns what a record says of it, and what they have become.
-func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg build.Config, was Stowed) (body catalog.Image, now Stowed, err error) {
+func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg build.Config, before known) (body catalog.Image, now Stowed, err error) {
+	if before.at == nil {
+		origin, err := im.origin()
+		if err != nil {
+			return body, nil, err
+		}
+		before.at = &origin
+	}
 	note, said := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }, []string{}
 	o.Note, o.Warn = note, func(text string) { said = append(said, text) }
 	ctx, end := context.WithCancel(ctx)
@@ -90,16 +103,16 @@ func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg b
 	}
 	defer files.Close()
 	cfg.Kind, cfg.ChunkSize, now = content.RootTree, tree.ChunkSize, Stowed{}
-	body, err = im.build(ctx, op, cfg, func(b *build.Builder, known *index.Index) error {
+	body, err = im.build(ctx, op, cfg, *before.at, func(b *build.Builder, known *index.Index) error {
 		done := func(n int) { op.Update(func(v *operations.View) { v.Done += int64(n) }) }
 		w, err := tree.NewWriter(tree.Config{
 			Codec: im.cfg.Codec,
 			Add: func(ctx context.Context, at uint64, raw []byte) error {
 				done(len(raw))
-				return b.Add(ctx, at, raw)
+				return errors.Join(op.Pass(ctx), b.Add(ctx, at, raw))
 			},
 			Known: func(key content.CID) (tree.Segment, bool) {
-				s, ok := was[key]
+				s, ok := before.was[key]
 				return s, ok && !slices.ContainsFunc(s.Pieces, func(p tree.Piece) bool {
 					at, there := known.Locate(ctx, p.CID)
 					return !there || int(at.Raw) != p.Length
@@ -349,6 +362,16 @@ func (im *Images) holdsOwn(dir string) bool {
 	return within(own, at)
 }
 
+// passing reads while the work may go on.
+func passing(op Updater, read tree.ReadChunk) tree.ReadChunk {
+	return func(ctx context.Context, index uint64, off int, p []byte) error {
+		if err := op.Pass(ctx); err != nil {
+			return err
+		}
+		return read(ctx, index, off, p)
+	}
+}
+
 // Harvest writes the tree of a root into a folder, which it makes if it is not there, and has the rest of it brought in
 // meanwhile. It returns what can't be written.
 func (im *Images) Harvest(ctx context.Context, op Updater, root fetch.Root, dir string) (said []string, err error) {
@@ -365,9 +388,10 @@ func (im *Images) Harvest(ctx context.Context, op Updater, root fetch.Root, dir 
 	go func() {
 		warmed <- m.Warm(ctx, func(s fetch.Source, n int) {
 			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
+			_ = op.Pass(ctx) // no more is asked for meanwhile
 		})
 	}()
-	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadInTurn)
+	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), passing(op, m.ReadInTurn))
 	if err == nil {
 		err = convert.Harvest(ctx, t, dir, func(text string) { said = append(said, text) })
 	}

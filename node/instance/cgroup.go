@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/grangemesh/grange/node/instance/terms"
@@ -49,10 +50,20 @@ func (i *hosted) group(e entry) (string, error) {
 	return dir, err
 }
 
-// ungroup removes the control group, in which nothing runs any more.
+// ungroup removes the control group, in which nothing runs any more, with those that the workload has made in it.
 func (i *hosted) ungroup() error {
-	if dir := i.cgroup(); dir != "" {
-		return ignore(os.Remove(dir), fs.ErrNotExist)
+	if i.hub.cfg.Cgroup == "" {
+		return nil
 	}
-	return nil
+	var all []string
+	err := filepath.WalkDir(i.cgroup(), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			all = append(all, path)
+		}
+		return ignore(err, fs.ErrNotExist)
+	})
+	for _, dir := range slices.Backward(all) {
+		err = errors.Join(err, ignore(os.Remove(dir), fs.ErrNotExist))
+	}
+	return err
 }

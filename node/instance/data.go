@@ -54,7 +54,17 @@ func (i folder) command(ctx context.Context, e entry) (process.Config, error) {
 
 func (folder) part(context.Context, entry) error { return nil }
 
-func (i folder) remove(context.Context, entry, bool) error { return i.hide() }
+// remove takes away what is at a target of its own; what is at the origin is for the mesh to collect.
+func (i folder) remove(ctx context.Context, e entry, forGood bool) error {
+	if err := i.hide(); err != nil || !forGood || e.Spec.Target == "" {
+		return err
+	}
+	t, err := i.target(ctx, e, e.ID)
+	if err != nil {
+		return err
+	}
+	return t.Remove(ctx)
+}
 
 // hydrate makes the folder of data what was put away last, or the tree that the instance begins with, or empty.
 func (i folder) hydrate(ctx context.Context, e entry) error {
@@ -64,6 +74,7 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 	}
 	var root fetch.Root
 	switch {
+	case !body.Away.IsHole():
 	case body.Head != nil:
 		root = fetch.Root{Head: *body.Head, Lineage: body.Lineage, Envelope: base.Sealed, As: []content.Ref{{Kind: content.KindInstance, Name: i.name}}}
 	case e.Spec.Tree() != "":
@@ -83,9 +94,17 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 		}
 		return i.reachable(e)
 	}
-	said, err := i.hub.cfg.Library.Harvest(ctx, i, root, i.data())
+	var said []string
+	if !body.Away.IsHole() {
+		said, err = i.bringBack(ctx, e, body)
+	} else {
+		said, err = i.hub.cfg.Library.Harvest(ctx, i, root, i.data())
+	}
 	for _, text := range said {
 		i.hub.cfg.Log.Warn("not all of an instance's data can be had here", "name", i.name, "what", text)
+	}
+	if errors.Is(err, content.ErrNoSpace) { // that it has failed is to be logged on the same disk
+		err = errors.Join(err, os.RemoveAll(i.data()))
 	}
 	if err != nil {
 		return err
@@ -134,6 +153,9 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
+	if e.Spec.Target != "" {
+		return i.putAway(ctx, e, body)
+	}
 	known, err := i.known(ctx)
 	if err != nil {
 		return err
@@ -144,25 +166,36 @@ func (i folder) dehydrate(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
+	i.remember(now)
+	root := rootOf(i.hub.cfg.Codec, catalog.Instance{Head: &stored.Head})
+	return i.saved(ctx, root, func(body *catalog.Instance) {
+		before, was := lineage(i.hub.cfg.Codec, *body), rootOf(i.hub.cfg.Codec, *body)
+		if body.Head = &stored.Head; root != was { // one that has not changed is not behind itself
+			body.Lineage = before
+		}
+	})
+}
+
+// remember keeps what files have become, for the next time.
+func (i *hosted) remember(now images.Stowed) {
 	if err := saveStowed(i.dir, now); err != nil { // a second try reads it all again
 		i.hub.cfg.Log.Warn("what an instance's files have become is not remembered", "name", i.name, "err", err)
 	}
+}
+
+// saved has the record say where what was put away is.
+func (i *hosted) saved(ctx context.Context, root content.CID, change func(*catalog.Instance)) error {
 	base, body, err := i.own(ctx)
 	if err != nil {
 		return err
 	}
-	saved, before, was := i.hub.cfg.Now(), lineage(i.hub.cfg.Codec, body), rootOf(i.hub.cfg.Codec, body)
-	body.Head, body.Saved = &stored.Head, saved.UnixMilli()
-	if rootOf(i.hub.cfg.Codec, body) != was { // one that has not changed is not behind itself
-		body.Lineage = before
-	}
+	now := i.hub.cfg.Now()
+	change(&body)
+	body.Saved = now.UnixMilli()
 	if err := i.commit(ctx, base, body); err != nil {
 		return err
 	}
-	return i.change(func(e *entry) error {
-		e.Root, e.Saved = rootOf(i.hub.cfg.Codec, body), saved
-		return nil
-	})
+	return i.change(func(e *entry) error { e.Root, e.Saved = root, now; return nil })
 }
 
 // known is what the files had become when they were read last, of a folder that is there.

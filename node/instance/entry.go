@@ -50,10 +50,13 @@ type entry struct {
 	Process     *process.ID        `json:"process,omitempty"`
 	// Said is how long its log was when that was started.
 	Said int64 `json:"said,omitempty"`
-	// Made says that its volume is there for its sake alone.
-	Made bool `json:"made,omitempty"`
+	// Disk is the volume that is made for a machine, until it has run: then the record names it.
+	Disk content.VolumeID `json:"disk,omitzero"`
+	// Slept is the last entry of that one's journal which the memory of a machine that is hibernated knows of.
+	Slept uint64 `json:"slept,omitempty"`
 	// Detail is what has failed last.
 	Detail string `json:"detail,omitempty"`
+	why    error  // the same, as far as it has failed since this start
 	// Since is when it got into its state.
 	Since time.Time `json:"since"`
 	// Root and Saved are of the tree that was put away last.

@@ -94,9 +94,11 @@ func (i *hosted) on(ev state.Event, why error) error {
 // on is what becomes of an entry by an event.
 func (e *entry) on(ev state.Event, why error) (err error) {
 	if e.Instance, err = e.Instance.On(ev); err == nil && why != nil {
-		e.Detail = content.Line(why)
+		e.Detail, e.why = content.Line(why), why
 	}
-	e.Made = e.Made && e.State != state.Provisioned
+	if e.State == state.Provisioned {
+		e.Disk = content.VolumeID{}
+	}
 	return err
 }
 
@@ -125,7 +127,7 @@ func (i *hosted) ask(ev state.Event, req terms.Request) (operations.View, error)
 		}
 		err := e.on(ev, nil)
 		if err == nil && before.IsStable() && !e.IsStable() {
-			e.Detail = ""
+			e.Detail, e.why = "", nil
 		}
 		return err
 	})
@@ -182,7 +184,7 @@ func reached(ev state.Event, e entry) error {
 	if e.State == want {
 		return nil
 	}
-	return fmt.Errorf("it is %s: %s", e.State, cmp.Or(e.Detail, "something else was asked for"))
+	return fmt.Errorf("it is %s: %w", e.State, cmp.Or(e.why, errors.New(cmp.Or(e.Detail, "something else was asked for"))))
 }
 
 // Update implements images.Updater: it shows in the operation how far a step is.
@@ -193,6 +195,17 @@ func (i *hosted) Update(change func(*operations.View)) {
 	if op != nil {
 		op.Update(change)
 	}
+}
+
+// Pass implements images.Updater: it waits while the operation is paused.
+func (i *hosted) Pass(ctx context.Context) error {
+	i.mu.Lock()
+	op := i.op
+	i.mu.Unlock()
+	if op == nil {
+		return context.Cause(ctx)
+	}
+	return op.Pass(ctx)
 }
 
 // run drives the instance until ctx ends, or nothing of it is here.

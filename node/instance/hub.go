@@ -80,6 +80,7 @@ type Library interface {
 	Stow(ctx context.Context, op images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error)
 	Recall(ctx context.Context, dir string) (images.Stowed, error)
 	Lend(root fetch.Root) (*images.Lent, error)
+	Target(ctx context.Context, url, dir string) (*images.Target, error)
 }
 
 // Hub has the instances of a node. Use: New, Run. Safe for concurrent use.
@@ -262,7 +263,7 @@ func (h *Hub) Do(ctx context.Context, name string, e state.Event, req terms.Requ
 	}
 	if op.ID != "" && h.cfg.Provisions == 0 {
 		if op, err = h.cfg.Operations.Wait(ctx, op.ID); err == nil && op.State != operations.Done {
-			err = fmt.Errorf("%s instance %q: %s", e, name, op.Error)
+			err = fmt.Errorf("%s instance %q: %w", e, name, op.Cause)
 		}
 	}
 	if v = i.view(); op.State == operations.Running { // it may have ended by now, and has to tell how

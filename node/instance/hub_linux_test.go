@@ -231,6 +231,8 @@ func TestWhatCantBeRun(t *testing.T) {
 	if _, err := w.do("web2", state.Provision, counting()); err == nil || !strings.Contains(err.Error(), "none is free") {
 		t.Errorf("a third port of two: %v", err)
 	}
+	w.must("web0", state.Deprovision, state.Unprovisioned)
+	w.must("web2", state.Provision, state.Provisioned, counting())
 	w.must("still", state.Provision, state.Provisioned, terms.Request{Spec: run("sleep", "100")})
 	if _, err := w.do("more", state.Provision, terms.Request{Spec: run("sleep", "100")}); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "3 instances") {
 		t.Errorf("a fourth of three: %v", err)
@@ -280,6 +282,45 @@ func TestIdleOnesGo(t *testing.T) {
 	}
 }
 
+// TestSlowProbes: a crash is followed at once, whatever a probe waits for.
+func TestSlowProbes(t *testing.T) {
+	w := newWorld(t, newOrigin(), t.TempDir(), 1)
+	slow := counting()
+	slow.Idle, slow.Probe = 1, []string{"sh", "-c", "echo > begun; sleep 25; echo > over"}
+	v := w.must("web", state.Provision, state.Provisioned, slow)
+	for tick := time.Tick(20 * time.Millisecond); ; <-tick {
+		if _, err := os.Stat(filepath.Join(v.Dir, "begun")); err == nil {
+			break
+		}
+	}
+	if err := unix.Kill(v.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.until("web", state.Crashed)
+	if _, err := os.Stat(filepath.Join(v.Dir, "over")); err == nil {
+		t.Error("it was known only once the probe had ended")
+	}
+}
+
+// TestWhoWaitsIsTold: with pools of none what has failed is the answer, as what it is.
+func TestWhoWaitsIsTold(t *testing.T) {
+	o := newOrigin()
+	w := newWorld(t, o, t.TempDir(), 1, func(c *Config) { c.Provisions, c.Hydrations, c.Last = 0, 0, c.First-1 })
+	for _, x := range []struct {
+		spec terms.Spec
+		want error
+	}{
+		{terms.Spec{Command: []string{"no-such-program"}, NoPort: true}, content.ErrInvalid},
+		{terms.Spec{Command: []string{"false"}, NoPort: true, Ready: "log:x"}, content.ErrUnavailable},
+		{terms.Spec{Command: []string{"sleep", "1000"}}, content.ErrUnavailable}, // no port
+		{terms.Spec{Command: []string{"sleep", "1000"}, From: "tree:none"}, content.ErrNotFound},
+	} {
+		if _, err := w.do("web", state.Provision, terms.Request{Spec: x.spec}); !errors.Is(err, x.want) {
+			t.Errorf("%+v: %v, want %v", x.spec, err, x.want)
+		}
+	}
+}
+
 // groups is a folder for control groups.
 func groups(t *testing.T) string {
 	t.Helper()
@@ -306,11 +347,13 @@ func groups(t *testing.T) string {
 func TestControlGroups(t *testing.T) {
 	group := groups(t)
 	w := newWorld(t, newOrigin(), t.TempDir(), 1, func(c *Config) { c.Cgroup = group })
-	v := w.must("web", state.Provision, state.Provisioned, terms.Request{Spec: terms.Spec{Command: []string{"sh", "-c", "setsid env -i /bin/sleep 1000 & exec sleep 1000"}, Ready: "none", Memory: 64 << 20}})
-	for tick, pids := time.Tick(10*time.Millisecond), []string(nil); len(pids) < 2 || !slices.Contains(pids, fmt.Sprint(v.PID)); <-tick {
-		b, err := os.ReadFile(filepath.Join(group, "web", "cgroup.procs"))
-		if pids = strings.Fields(string(b)); err != nil || len(pids) > 2 {
-			t.Fatalf("in its group are %q, %v; want %d and another", b, err, v.PID)
+	v := w.must("web", state.Provision, state.Provisioned, terms.Request{Spec: terms.Spec{Command: []string{"sh", "-c", "mkdir " + group + "/web/sub; setsid env -i /bin/sleep 1000 & echo $! > " + group + "/web/sub/cgroup.procs; exec sleep 1000"}, Ready: "none", Memory: 64 << 20}})
+	for _, path := range []string{"web", "web/sub"} { // its own group, and one that it has made
+		for tick, pids := time.Tick(10*time.Millisecond), []string(nil); len(pids) != 1 || (pids[0] == fmt.Sprint(v.PID)) != (path == "web"); <-tick {
+			b, err := os.ReadFile(filepath.Join(group, path, "cgroup.procs"))
+			if pids = strings.Fields(string(b)); ignore(err, os.ErrNotExist) != nil || len(pids) > 2 {
+				t.Fatalf("in %s are %q, %v, beside %d", path, b, err, v.PID)
+			}
 		}
 	}
 	w.must("web", state.Deprovision, state.Unprovisioned)

@@ -141,11 +141,11 @@ func TestHowItWasRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := newHosted(w.Hub, entry{Name: "web", Spec: spec, Made: true, Instance: state.Instance{State: state.Unprovisioned, Crashes: 3}})
+	i := newHosted(w.Hub, entry{Name: "web", Spec: spec, Disk: content.VolumeID{1}, Instance: state.Instance{State: state.Unprovisioned, Crashes: 3}})
 	if _, err := i.ask(state.Provision, terms.Request{}); err != nil {
 		t.Fatal(err)
 	}
-	if e, _ := i.now(); e.Spec.IsZero() || e.Made || e.Crashes > 0 {
+	if e, _ := i.now(); e.Spec.IsZero() || e.Disk != (content.VolumeID{}) || e.Crashes > 0 {
 		t.Errorf("%+v", e)
 	}
 }
@@ -162,6 +162,19 @@ func TestOldRecords(t *testing.T) {
 	w.must("web", state.Provision, state.Provisioned)
 	o.mu.Lock()
 	o.records["web"] = old
+	o.mu.Unlock()
+	if _, _, err := w.get("web").own(t.Context()); !errors.Is(err, content.ErrUnavailable) || errors.Is(err, content.ErrFenced) {
+		t.Error(err)
+	}
+}
+
+// TestUnknownRecords: an instance of which there is neither a record nor that of its deletion is not said to be another's.
+func TestUnknownRecords(t *testing.T) {
+	o := newOrigin()
+	w := newWorld(t, o, t.TempDir(), 1)
+	w.must("web", state.Provision, state.Provisioned, counting())
+	o.mu.Lock()
+	delete(o.records, "web")
 	o.mu.Unlock()
 	if _, _, err := w.get("web").own(t.Context()); !errors.Is(err, content.ErrUnavailable) || errors.Is(err, content.ErrFenced) {
 		t.Error(err)
@@ -191,12 +204,18 @@ func TestLimitsOfLimits(t *testing.T) {
 	}
 }
 
-// TestReadyMeanwhile: what a workload has written stays that was started when the node was killed, and has ended by the time it
-// is back: it may have been ready, and used.
+// TestReadyMeanwhile: what a workload has written stays that was started when the node was killed, and by the time it is back
+// has ended, or does not answer: it may have been ready, and used.
 func TestReadyMeanwhile(t *testing.T) {
+	for _, want := range []state.State{state.Crashed, state.Provisioned} {
+		readyMeanwhile(t, want)
+	}
+}
+
+func readyMeanwhile(t *testing.T, want state.State) {
 	o := newOrigin()
 	w := newWorld(t, o, t.TempDir(), 1)
-	spec := terms.Spec{Command: []string{"sh", "-c", "echo data > written; echo up; exec sleep 1000"}, Ready: "log:never"}
+	spec := terms.Spec{Command: []string{"sh", "-c", "echo data > written; echo up; exec sleep 1000"}, Ready: "log:never", ReadyTimeout: 2}
 	if _, _, err := w.Do(t.Context(), "web", state.Provision, terms.Request{Spec: spec}); err != nil {
 		t.Fatal(err)
 	}
@@ -208,11 +227,13 @@ func TestReadyMeanwhile(t *testing.T) {
 		<-time.After(10 * time.Millisecond)
 	}
 	w.stop()
-	if err := unix.Kill(e.Process.PID, unix.SIGKILL); err != nil {
-		t.Fatal(err)
+	if want == state.Crashed {
+		if err := unix.Kill(e.Process.PID, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 	}
 	w = w.again(o)
-	w.until("web", state.Crashed)
+	w.until("web", want)
 	w.must("web", state.Deprovision, state.Unprovisioned)
 	if r := o.record(t, "web"); r.Head == nil {
 		t.Errorf("%+v", r)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,37 +49,35 @@ const (
 // machine is a virtual machine on the volume of its name. Its log is what it has said on its first serial line.
 type machine struct{ *hosted }
 
-// hydrate has the volume here: none of its bytes need be.
+// hydrate has the volume here that the record names: none of its bytes need be. Where it names none, one is made, and which
+// that is going to be is noted before: another of the name is somebody else's.
 func (m machine) hydrate(ctx context.Context, e entry) error {
-	if _, _, err := m.own(ctx); err != nil {
+	base, body, err := m.own(ctx)
+	if err != nil {
 		return err
 	}
-	if !e.Made && e.Epoch == firstEpoch {
-		if err := m.isFree(ctx); err != nil {
+	spec := disks.Spec{ID: body.Disk, Takeover: e.Takeover}
+	if made := body.Disk == (content.VolumeID{}); made {
+		if err := spec.From.UnmarshalText([]byte(e.Spec.From)); err != nil {
+			return err
+		}
+		spec.Size, spec.ID, spec.Takeover = e.Spec.Disk, e.Disk, false
+		spec.ID = spec.NewID()
+		if err := m.change(func(e *entry) error { e.Disk = spec.ID; return nil }); err != nil {
 			return err
 		}
 	}
-	spec := disks.Spec{Size: e.Spec.Disk, Takeover: e.Takeover}
-	if err := spec.From.UnmarshalText([]byte(e.Spec.From)); err != nil {
-		return err
-	}
-	_, _, err := m.hub.cfg.Volumes.Put(ctx, m.name, spec)
-	return err
-}
-
-// firstEpoch is that of an instance which never was before.
-const firstEpoch = 1
-
-// isFree notes that the volume is going to be made for the machine; one that is there already is somebody else's.
-func (m machine) isFree(ctx context.Context) error {
-	v, err := m.hub.cfg.Volumes.Find(ctx, m.name)
+	v, _, err := m.hub.cfg.Volumes.Put(ctx, m.name, spec)
 	switch {
-	case errors.Is(err, content.ErrNotFound):
-		return m.change(func(e *entry) error { e.Made = true; return nil })
 	case err != nil:
 		return err
+	case v.Size < e.Spec.Disk:
+		return fmt.Errorf("%w: its disk has %d bytes, not %d; `grange volume resize` makes it larger once it runs", content.Differs, v.Size, e.Spec.Disk)
+	case body.Disk == spec.ID:
+		return nil
 	}
-	return fmt.Errorf("%w: there is a volume %s of farm %s, which is no instance's: choose another name, with --from volume:%[2]s if it is to have that disk", content.ErrConflict, m.name, v.Farm)
+	body.Disk = spec.ID
+	return m.commit(ctx, base, body)
 }
 
 // command is the emulator's.
@@ -115,7 +114,7 @@ func (m machine) command(_ context.Context, e entry) (process.Config, error) {
 			args = append(args, flag, value)
 		}
 	}
-	incoming, err := m.incoming(e)
+	incoming, err := m.incoming(e, v.Through)
 	cfg, failed := m.program(e, append(args, incoming...))
 	cfg.Dir, cfg.Log = m.dir, m.path(emulatorLog)
 	return cfg, errors.Join(err, failed)
@@ -160,24 +159,20 @@ func (m machine) seed(e entry) error {
 	return nil
 }
 
-// incoming has a machine wake with the memory that it was hibernated with. That is good for once, and for a wake alone: the
-// disk goes on from there, and older memory over it would be the end of its file systems.
-func (m machine) incoming(e entry) ([]string, error) {
-	err := ignore(os.Remove(m.path(wakingFile)), fs.ErrNotExist)
-	woken := false
-	switch {
-	case err != nil:
-		return nil, err
-	case e.State != state.Waking:
-		err = ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist)
-	default:
-		err = os.Rename(m.path(memoryFile), m.path(wakingFile))
-		woken, err = err == nil, ignore(err, fs.ErrNotExist)
+// incoming has a machine wake with the memory that it was hibernated with. That is good until the machine goes on, and for a
+// wake alone: its disk goes on from there, and older memory over it would be the end of its file systems, as would be memory
+// over an older disk. A wake that failed before leaves it for the next.
+func (m machine) incoming(e entry, disk uint64) ([]string, error) {
+	err := ignore(os.Rename(m.path(memoryFile), m.path(wakingFile)), fs.ErrNotExist)
+	if err == nil && (e.State != state.Waking || e.Slept != disk) {
+		if err = ignore(os.Remove(m.path(wakingFile)), fs.ErrNotExist); err == nil && e.Slept != 0 {
+			m.hub.cfg.Log.Warn("a machine boots anew: its disk is not what it was when it was hibernated", "name", m.name, "state", e.State)
+		}
 	}
 	if err == nil {
 		err = durable.SyncDir(m.dir) // before the machine writes
 	}
-	if err != nil || !woken {
+	if _, none := os.Stat(m.path(wakingFile)); err != nil || none != nil {
 		return nil, err
 	}
 	return []string{"-incoming", "exec:cat '" + m.path(wakingFile) + "'"}, nil
@@ -196,7 +191,7 @@ func (m machine) look(ctx context.Context, e entry) error {
 		if status.Status == "inmigrate" {
 			return fmt.Errorf("%w: its memory is being read", content.ErrUnavailable)
 		}
-		if err := os.Remove(m.path(wakingFile)); err != nil {
+		if err := errors.Join(os.Remove(m.path(wakingFile)), durable.SyncDir(m.dir)); err != nil { // before it goes on
 			return err
 		}
 		return ask("cont", nil, nil)
@@ -231,11 +226,11 @@ func (m machine) part(ctx context.Context, e entry) error {
 // keep writes the memory of a machine that stands still from then on.
 func (m machine) keep(ctx context.Context, ask asking) error {
 	part := m.path(memoryFile + ".part")
-	err := ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist) // of a try whose end nobody has logged
-	if err == nil {
-		err = ask("stop", nil, nil)
+	begun, err := isKept(ask)
+	if err == nil && !begun {
+		err = errors.Join(ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist), ask("stop", nil, nil))
 	}
-	if err == nil {
+	if err == nil && !begun {
 		err = ask("migrate", map[string]any{"uri": "exec:cat > '" + part + "' && sync -d '" + part + "'"}, nil)
 	}
 	for err == nil {
@@ -246,7 +241,13 @@ func (m machine) keep(ctx context.Context, ask asking) error {
 		switch err = ask("query-migrate", nil, &now); {
 		case err != nil:
 		case now.Status == "completed":
-			if err = os.Rename(part, m.path(memoryFile)); err == nil {
+			if err = m.slept(); err == nil {
+				err = os.Rename(part, m.path(memoryFile))
+			}
+			if begun { // and renamed
+				err = ignore(err, fs.ErrNotExist)
+			}
+			if err == nil {
 				return ask("quit", nil, nil)
 			}
 		case now.Status == "failed" || now.Status == "cancelled":
@@ -256,6 +257,22 @@ func (m machine) keep(ctx context.Context, ask asking) error {
 		}
 	}
 	return errors.Join(err, ask("cont", nil, nil), ignore(os.Remove(part), fs.ErrNotExist))
+}
+
+// isKept reports whether an earlier start of the node has begun to keep the memory.
+func isKept(ask asking) (bool, error) {
+	var machine, memory struct{ Status string }
+	err := errors.Join(ask("query-status", nil, &machine), ask("query-migrate", nil, &memory))
+	return machine.Status == "postmigrate" || slices.Contains([]string{"setup", "active", "device"}, memory.Status), err
+}
+
+// slept notes which disk the memory of a machine that stands still goes with.
+func (m machine) slept() error {
+	v, err := m.hub.cfg.Volumes.Get(m.name)
+	if err != nil {
+		return err
+	}
+	return m.change(func(e *entry) error { e.Slept = v.Through; return nil })
 }
 
 // asking has an emulator do something, and reads its answer into out, unless that is nil.
@@ -311,8 +328,9 @@ func (m machine) detach(ctx context.Context) error {
 
 // remove lets go of the volume; one that was made for a machine which never ran goes, as it does for good.
 func (m machine) remove(ctx context.Context, e entry, forGood bool) error {
-	if forGood || e.Made && e.Undoing {
-		return m.hub.cfg.Volumes.Remove(ctx, m.name, disks.RemoveSpec{Purge: true})
+	made := e.Disk != (content.VolumeID{})
+	if made && (forGood || e.Undoing) {
+		return m.hub.cfg.Volumes.Remove(ctx, m.name, disks.RemoveSpec{Purge: true, ID: e.Disk})
 	}
 	if e.State == state.Obliterating { // it is gone, or another's
 		return nil

@@ -97,8 +97,8 @@ func (i *hosted) configure(e entry) error {
 	return process.Give(path, e.Spec.User)
 }
 
-// await returns once the workload is ready. One that an earlier start of the node has begun, and that has ended, may have
-// been ready, and used: who watches it finds that out, and what it has written stays.
+// await returns once the workload is ready. One that an earlier start of the node has begun, and that has ended or does not
+// answer, may have been ready, and used: who watches it finds that out, and what it has written stays.
 func (i *hosted) await(ctx context.Context, e entry) error {
 	if i.proc == nil {
 		return nil
@@ -126,20 +126,21 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			if errors.Is(context.Cause(ctx), errEarly) && i.adopted {
+			switch err := context.Cause(ctx); {
+			case !errors.Is(err, errLate) && !errors.Is(err, errEarly):
+				return err
+			case i.adopted:
 				return nil
-			}
-			if err := context.Cause(ctx); errors.Is(err, errLate) || errors.Is(err, errEarly) {
+			default:
 				return fmt.Errorf("%w%s", err, i.lastWords())
 			}
-			return context.Cause(ctx)
 		}
 	}
 }
 
 var (
-	errLate  = errors.New("it was not ready in time, see --ready and --ready-timeout")
-	errEarly = errors.New("it has ended before it was ready")
+	errLate  = fmt.Errorf("%w: it was not ready in time, see --ready and --ready-timeout", content.ErrUnavailable)
+	errEarly = fmt.Errorf("%w: it has ended before it was ready", content.ErrUnavailable)
 )
 
 // look is nil once the workload is ready.

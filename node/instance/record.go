@@ -62,7 +62,7 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if body.Head == nil {
+	if !hasData(body) {
 		body.From = e.Spec.From
 	}
 	if body.Spec, err = e.Spec.Encode(); err != nil {
@@ -79,13 +79,22 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 	return i.commit(ctx, base, body)
 }
 
+// hasData reports whether an instance is more than what it begins as.
+func hasData(body catalog.Instance) bool {
+	return body.Head != nil || !body.Away.IsHole() || body.Disk != content.VolumeID{}
+}
+
 // mayClaim fails for an instance that can't be had, or not so.
 func (h *Hub) mayClaim(r catalog.Record, body catalog.Instance, req terms.Request) error {
-	if body.Head != nil && req.From != "" && body.From != req.From {
+	if hasData(body) && req.From != "" && body.From != req.From {
 		return fmt.Errorf("%w: it was provisioned from %q first, not from %q; choose another name, or obliterate it", content.Differs, body.From, req.From)
 	}
-	if body.State == catalog.Released || req.Takeover {
-		return nil
+	was, err := terms.Decode(body.Spec)
+	if err == nil {
+		err = mayMove(body, was.Target, req.Target)
+	}
+	if err != nil || body.State == catalog.Released || req.Takeover {
+		return err
 	}
 	saved := "never"
 	if t := body.SavedAt(); !t.IsZero() {
@@ -115,6 +124,8 @@ func (i *hosted) own(ctx context.Context) (*catalog.Record, catalog.Instance, er
 		return nil, body, err
 	}
 	switch e, _ := i.now(); {
+	case base == nil && e.Incarnation != 0: // one that was obliterated has the record of that
+		return nil, body, errOld
 	case body.ID == catalog.InstanceID{}:
 		return nil, body, fmt.Errorf("%w: it was obliterated", content.ErrFenced)
 	case body.ID == e.ID && body.Epoch < e.Epoch:
@@ -137,9 +148,7 @@ func (i *hosted) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e, _ := i.now()
-	never := e.Undoing && e.Epoch == firstEpoch // of a machine whose volume is another's, a record would give it that
-	if body.Head == nil && (e.Spec.Runtime != terms.VM || e.Made || never) {
+	if e, _ := i.now(); !hasData(body) || e.Disk != (content.VolumeID{}) && e.Disk == body.Disk {
 		return i.hub.cfg.Registry.Delete(ctx, *base)
 	}
 	body.State = catalog.Released
@@ -155,6 +164,9 @@ func (i *hosted) forget(ctx context.Context, e entry) error {
 	lost := body.Holder == i.hub.cfg.Self && e.Incarnation == 0 // it names this node, which has nothing of it
 	if body.State == catalog.Attached && !e.isMine(i, body) && !lost {
 		return fmt.Errorf("%w: %s has it", content.ErrFenced, i.hub.cfg.Who(body.Holder))
+	}
+	if e.ID = body.ID; body.Disk != (content.VolumeID{}) {
+		e.Disk = body.Disk
 	}
 	if e.Spec, err = terms.Decode(body.Spec); err == nil {
 		err = i.runtime(e).remove(ctx, e, true)

@@ -60,7 +60,15 @@ func (i *hosted) watch(ctx context.Context, e entry, changed <-chan struct{}) {
 	var learning atomic.Bool
 	done := make(chan struct{})
 	ended := make(chan error, 1)
-	go func() { ended <- i.proc.Wait(ctx) }()
+	looking, over := context.WithCancel(ctx) // a look does not keep what happens meanwhile waiting
+	go func() { ended <- i.proc.Wait(ctx); over() }()
+	go func() {
+		select {
+		case <-changed:
+			over()
+		case <-looking.Done():
+		}
+	}()
 	defer func() {
 		stop()
 		if learning.Load() {
@@ -88,11 +96,11 @@ func (i *hosted) watch(ctx context.Context, e entry, changed <-chan struct{}) {
 			learning.Store(true)
 			go func() { defer close(done); i.hub.recalls.do(ctx, func() error { i.recall(ctx); return nil }) }()
 		case <-owned.C:
-			if i.taken(ctx) {
+			if i.taken(looking) {
 				return
 			}
 		case <-tick.C:
-			used = i.tick(ctx, e, used)
+			used = i.tick(looking, e, used)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,6 +95,9 @@ type origin struct {
 	records map[string]catalog.Record
 	trees   map[content.CID][][]byte // chunks
 	read    int64                    // bytes of files that were stored and not kept
+	images  *images.Images           // that have targets; nil in most tests
+
+	targetRead atomic.Int64 // bytes of packs that were read there
 }
 
 func newOrigin() *origin {
@@ -233,6 +237,14 @@ func (o *origin) chunk(id content.CID) []byte {
 func (o *origin) Recall(ctx context.Context, dir string) (images.Stowed, error) {
 	_, now, _, err := planted(ctx, dir, nil, nil)
 	return now, err
+}
+
+// Target implements Library by a store in a folder.
+func (o *origin) Target(ctx context.Context, url, dir string) (*images.Target, error) {
+	if err := o.failing(); err != nil {
+		return nil, err
+	}
+	return o.images.Target(ctx, url, dir)
 }
 
 // planted is a folder as a tree.

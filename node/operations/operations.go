@@ -45,6 +45,7 @@ type View struct {
 	Done    int64            `json:"done" doc:"bytes"`
 	Total   int64            `json:"total" doc:"bytes; 0 while unknown"`
 	Bytes   map[string]int64 `json:"bytes" doc:"what was moved, by source or sink"`
+	Paused  bool             `json:"paused,omitempty" doc:"somebody has paused it: a start of the node, too, has it go on"`
 	Note    string           `json:"note,omitempty"`
 	Error   string           `json:"error,omitempty"`
 	Nodes   map[string]Node  `json:"nodes,omitempty" doc:"how far each node is, of what several do"`
@@ -53,6 +54,8 @@ type View struct {
 	Ended   time.Time        `json:"ended,omitzero"`
 	Took    float64          `json:"took_seconds,omitempty" doc:"by no clock that can be set"`
 
+	// Cause is why it has failed.
+	Cause error `json:"-"`
 	// Revision counts the changes of the view.
 	Revision int `json:"-"`
 }
@@ -92,7 +95,11 @@ type Operation struct {
 	cancel context.CancelCauseFunc
 	queued bool
 	done   chan struct{}
-	view   View // guarded by owner.mu
+
+	// Guarded by owner.mu.
+	view   View
+	passes bool          // the work asks whether it may go on
+	goOn   chan struct{} // closed once it may; nil while it is not paused
 }
 
 // New returns an empty set.
@@ -157,10 +164,10 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	o := op.owner
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	op.view.Ended = o.now()
+	op.view.Ended, op.view.Paused = o.now(), false
 	op.view.Took = max(0, op.view.Ended.Sub(op.view.Started).Seconds())
 	op.view.Revision++
-	if err != nil {
+	if op.view.Cause = err; err != nil {
 		op.view.Error = content.Line(err)
 	}
 	switch {
@@ -205,6 +212,48 @@ func (op *Operation) Update(change func(*View)) {
 	defer op.owner.mu.Unlock()
 	change(&op.view)
 	op.view.Revision++
+}
+
+// Pass returns once the work may go on, which calls it between its parts: while somebody has paused it, it waits. Ctx ends that.
+func (op *Operation) Pass(ctx context.Context) error {
+	op.owner.mu.Lock()
+	op.passes = true
+	goOn := op.goOn
+	op.owner.mu.Unlock()
+	if goOn != nil {
+		select {
+		case <-goOn:
+		case <-op.done: // others have this work done
+		case <-ctx.Done():
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// Pause has the work of an operation wait, or go on again. One that is so already, or has ended, stays as it is; one that is at
+// nothing that can wait is ErrConflict.
+func (o *Operations) Pause(id string, pause bool) (View, error) {
+	op, _, err := o.find(id)
+	if err != nil {
+		return View{}, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch running := op.view.State == Running; {
+	case !running || op.view.Paused == pause:
+	case pause && !op.passes:
+		return op.copy(), fmt.Errorf("pause operation %s: %w: it is at nothing that can wait now; try again while it brings data in, or puts them away", id, content.ErrConflict)
+	case pause:
+		op.goOn = make(chan struct{})
+	default:
+		close(op.goOn)
+		op.goOn = nil
+	}
+	if op.view.State == Running && op.view.Paused != pause {
+		op.view.Paused = pause
+		op.view.Revision++
+	}
+	return op.copy(), nil
 }
 
 // List returns all operations on record, newest first.

@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -86,18 +85,15 @@ func (v *Volumes) serveNew(ctx context.Context, e index.Entry, r catalog.Record)
 // plan works out what the volume will be, and what it begins with; nothing is made yet.
 func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e index.Entry, from moment.Parent, err error) {
 	e = index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
-		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
+		ID: spec.NewID(), Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
-	if err = spec.Change(&e.Volume); err != nil {
-		return e, from, err
-	}
-	rand.Read(e.ID[:])
+	err = spec.Change(&e.Volume)
 	switch blank := spec.From == (content.Ref{}); {
-	case blank && e.Size == 0:
-		return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
+	case err != nil, blank && e.Size != 0:
+		return e, from, err
 	case blank:
-		return e, from, nil
+		return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
 	case spec.From.Kind != content.KindImage:
 		if from, err = v.parentOf(ctx, spec.From); err == nil {
 			err = from.Begins(&e)

@@ -83,7 +83,7 @@ func (v *Volumes) viewServed(out *terms.View, e index.Entry, d *attached) {
 	stats := d.vol.Stats()
 	_, _, st := d.record()
 	out.Confirmed = st.Stage == right.Serving
-	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
+	out.DirtyBytes, out.DiskBytes, out.Through = stats.Dirty, stats.Disk, d.vol.End().Seq
 	out.Transport, out.Device = v.doors.Address(e.Name, d.disk)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
 	if d.folds != nil {
@@ -96,8 +96,9 @@ func (v *Volumes) viewServed(out *terms.View, e index.Entry, d *attached) {
 		out.Short, out.Detail = true, fmt.Sprintf("%d members of the farm hold what is written, too few for %s: flushes wait until more have all of it, and fail where none gets on", len(s.Holders), e.Policy)
 	}
 	if d.image != nil {
-		out.Bytes, out.Slow = d.image.Bytes(), d.image.Slow
-		if w := d.image.Waiting(); w.Reads > 0 {
+		w := d.image.Waiting()
+		out.Bytes, out.Slow, out.Blocked = d.image.Bytes(), d.image.Slow, w.Blocked.Seconds()
+		if w.Reads > 0 {
 			out.Detail = fmt.Sprintf("%d reads wait, the first for %s of %s (--io-timeout): %v", w.Reads, time.Since(w.Since).Round(time.Second), w.Timeout, w.Why)
 		}
 	}

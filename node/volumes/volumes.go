@@ -461,12 +461,14 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec
 	}
 	defer v.turn(name)()
 	defer during(&err, "remove volume %q", name)
-	if why := v.index.Broken[name]; why != nil {
-		return why
-	}
 	e, ok := v.index.Get(name)
-	if !ok {
+	switch why, means := v.index.Broken[name], spec.Means(e.ID); {
+	case why != nil:
+		return why
+	case !ok, !means && e.Empty:
 		return v.names().Remove(ctx, name, spec)
+	case !means:
+		return nil
 	}
 	err = (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force)
 	if err == nil {

@@ -34,11 +34,15 @@ type Instance struct {
 	State       VolumeState     `cbor:"state"`
 	// From is what it was provisioned from first, as tree:NAME or image:NAME; "" for nothing.
 	From string `cbor:"from"`
+	// Disk is the volume of a virtual machine, by the name of the instance; zero for none.
+	Disk content.VolumeID `cbor:"disk"`
 	// Spec is how it is run, as the node's hub encodes it.
 	Spec []byte `cbor:"spec"`
 	// Head is the tree that was put away last, and Lineage are those before, the newest first.
 	Head    *pack.Head    `cbor:"-"`
 	Lineage []content.CID `cbor:"lineage"`
+	// Away names the head of what it has put away at a target of its own, see package images; then Head is nil.
+	Away content.CID `cbor:"away"`
 	// Saved is when that was, in milliseconds since 1970; 0 for never.
 	Saved int64 `cbor:"saved"`
 }
@@ -102,6 +106,8 @@ func (w instanceWire) check() error {
 		return fmt.Errorf("state %.20q", w.State)
 	case len(w.Spec) == 0 || len(w.Spec) > SpecMax || len(w.From) > sourceMax+len(content.KindTree)+1 || len(w.Lineage) > content.LineageMax || w.Saved < 0:
 		return fmt.Errorf("%d bytes say how it is run, of at most %d, %d from what, and %d ancestors", len(w.Spec), SpecMax, len(w.From), len(w.Lineage))
+	case w.Head != nil && !w.Away.IsHole():
+		return errors.New("it has something in two places")
 	case w.Head != nil && w.Head.Root.Kind != content.RootTree:
 		return errors.New("what it has is no tree")
 	}

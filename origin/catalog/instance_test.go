@@ -17,7 +17,7 @@ func goldenInstance(t testing.TB) Instance {
 	i := goldenImage(t)
 	i.Head.Root.Kind, i.Head.Root.Count, i.Head.Scope = content.RootTree, 1<<13, content.Farm("lyon")
 	return Instance{
-		ID: InstanceID{1, 2, 3}, Epoch: 7, Incarnation: 1 << 60, Holder: trust.PublicKey{9}, State: Attached, From: "tree:redis",
+		ID: InstanceID{1, 2, 3}, Epoch: 7, Incarnation: 1 << 60, Holder: trust.PublicKey{9}, State: Attached, From: "tree:redis", Disk: content.VolumeID{4},
 		Spec: []byte(`{"command":["redis-server"]}`), Head: &i.Head, Lineage: i.Lineage, Saved: 1_795_000_000_123,
 	}
 }
@@ -25,7 +25,8 @@ func goldenInstance(t testing.TB) Instance {
 func TestGoldenInstances(t *testing.T) {
 	c := content.NewCodec()
 	fresh := goldenInstance(t)
-	fresh.Head, fresh.Lineage, fresh.Saved, fresh.State = nil, []content.CID{}, 0, Released
+	fresh.Head, fresh.Lineage, fresh.Saved, fresh.State, fresh.Disk = nil, []content.CID{}, 0, Released, content.VolumeID{}
+	fresh.Away = content.Sum([]byte("head"))
 	for name, i := range map[string]Instance{"instance": goldenInstance(t), "instance.fresh": fresh} {
 		b, err := i.Encode(c)
 		if err != nil {
@@ -53,6 +54,7 @@ func TestBadInstances(t *testing.T) {
 		"a long spec":    func(i *Instance) { i.Spec = make([]byte, SpecMax+1) },
 		"a disk":         func(i *Instance) { i.Head.Root.Kind, i.Head.Root.Count = content.RootDisk, 0 },
 		"a hole":         func(i *Instance) { i.Lineage = make([]content.CID, 1) },
+		"two places":     func(i *Instance) { i.Away = content.Sum(nil) },
 		"saved too soon": func(i *Instance) { i.Saved = -1 },
 	} {
 		i := goldenInstance(t)

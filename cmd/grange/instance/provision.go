@@ -40,6 +40,7 @@ type provisionCmd struct {
 	Initrd       string     `env:"-" type:"path" help:"What that is given as its first disk." placeholder:"FILE"`
 	Append       string     `env:"-" help:"And as its command line." placeholder:"TEXT"`
 	Lazy         bool       `env:"-" help:"A process starts before its data are here; they are brought in as it reads them, and behind that."`
+	Target       string     `env:"-" help:"Where its data are put away, and come from, in place of the mesh's origin: file:///FOLDER, s3://BUCKET/PREFIX?endpoint=URL, or a file that says it as JSON." placeholder:"URL|FILE.json"`
 	Mesh         bool       `env:"-" help:"Nodes of any farm may run it and read what it has; the nodes must be publishers."`
 	Takeover     bool       `env:"-" help:"Although another node has it: what that one has not put away stays there."`
 }
@@ -60,10 +61,14 @@ func (c *provisionCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio, co
 
 // request is what the API is asked for.
 func (c *provisionCmd) request() (api.Provision, error) {
+	target, err := targetOf(c.Target)
+	if err != nil {
+		return api.Provision{}, err
+	}
 	req := api.Provision{Takeover: c.Takeover, Spec: terms.Spec{
 		Runtime: c.Runtime, From: c.From, Command: c.Arguments, Env: c.Env, User: c.User, Rlimits: c.Rlimit, Config: c.ConfigFile, NoPort: c.NoPort, Ready: c.Ready,
 		ReadyTimeout: seconds(c.ReadyTimeout), Grace: seconds(c.Grace), Idle: seconds(c.Idle), Memory: int64(c.Memory), Disk: int64(c.Disk), CPUs: c.CPUs, Keys: c.Key,
-		Kernel: c.Kernel, Initrd: c.Initrd, Append: c.Append, Mesh: c.Mesh, Lazy: c.Lazy,
+		Kernel: c.Kernel, Initrd: c.Initrd, Append: c.Append, Mesh: c.Mesh, Lazy: c.Lazy, Target: target,
 	}}
 	if c.Command != "" && len(c.Arguments) > 0 {
 		return req, fmt.Errorf("a command stands both in --command and behind --: %q", c.Arguments[0])
@@ -80,7 +85,7 @@ func (c *provisionCmd) request() (api.Provision, error) {
 	if req.IsZero() { // as it was before
 		return req, nil
 	}
-	_, err := req.WithDefaults()
+	_, err = req.WithDefaults()
 	return req, err
 }
 

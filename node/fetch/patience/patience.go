@@ -46,19 +46,42 @@ type Waiting struct {
 	Why   error
 	// Timeout is how long each of them waits.
 	Timeout time.Duration
+	// Blocked is how long any read has waited so far for what was not on this node.
+	Blocked time.Duration
 }
 
 // Waits are those of one image. Safe for concurrent use.
 type Waits struct {
-	mu  sync.Mutex // guards now
+	mu  sync.Mutex // guards what follows
 	now Waiting
+	// Reads that wait for what is not here, whether that comes at once or not, since when, and how long others did before.
+	reads   int
+	since   time.Time
+	blocked time.Duration
 }
 
 // Now returns them.
 func (w *Waits) Now() Waiting {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.now
+	out := w.now
+	if out.Blocked = w.blocked; w.reads > 0 {
+		out.Blocked += time.Since(w.since)
+	}
+	return out
+}
+
+// count adds reads to those that wait.
+func (w *Waits) count(reads int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := w.reads
+	switch w.reads += reads; {
+	case before == 0:
+		w.since = time.Now()
+	case w.reads == 0:
+		w.blocked += time.Since(w.since)
+	}
 }
 
 // note adds reads, and the reason why they wait.
@@ -96,6 +119,8 @@ type Limits struct {
 func (w *Waits) Try(ctx context.Context, l Limits, try func(context.Context) error) error {
 	within, cancel := context.WithTimeout(ctx, l.Most)
 	defer cancel()
+	w.count(1)
+	defer w.count(-1)
 	last := error(content.ErrUnavailable)
 	for n := 0; ; n++ {
 		back := l.Back.Wait()

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +47,10 @@ func Start(cfg Config) (*Process, error) {
 		defer group.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
+	if cmd.SysProcAttr.Ptrace = len(cfg.Limits) > 0; cmd.SysProcAttr.Ptrace { // it stands still until it is limited
+		runtime.LockOSThread() // the one that it waits for
+		defer runtime.UnlockOSThread()
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%w: start %s: %w", content.ErrInvalid, cfg.Command[0], err)
 	}
@@ -52,10 +58,8 @@ func Start(cfg Config) (*Process, error) {
 	if p.ID, _, err = whoIs(cmd.Process.Pid); err == nil { // also when it has ended by now
 		p.fd, err = descriptor(fd)
 	}
-	for name, n := range cfg.Limits {
-		if err == nil {
-			err = limit(p.PID, name, n)
-		}
+	if err == nil && cmd.SysProcAttr.Ptrace {
+		err = limited(p.PID, cfg.Limits)
 	}
 	if err != nil {
 		err = errors.Join(err, kill(fd, p.PID), waited(cmd.Process))
@@ -143,6 +147,23 @@ func userOf(name string) (*syscall.Credential, error) {
 	return out, err
 }
 
+// limited lets a process go on that stands still at its first instruction.
+func limited(pid int, limits map[string]uint64) error {
+	var err error = unix.EINTR
+	for err == unix.EINTR {
+		err = unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
+	}
+	for name, n := range limits {
+		if err == nil {
+			err = limit(pid, name, n)
+		}
+	}
+	if err == nil {
+		err = os.NewSyscallError("ptrace", unix.PtraceDetach(pid))
+	}
+	return err
+}
+
 func limit(pid int, name string, n uint64) error {
 	what, ok := map[string]int{
 		"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA, "fsize": unix.RLIMIT_FSIZE,
@@ -151,11 +172,7 @@ func limit(pid int, name string, n uint64) error {
 	if !ok {
 		return fmt.Errorf("%w: no limit is called %.20q", content.ErrInvalid, name)
 	}
-	err := unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil)
-	if errors.Is(err, unix.ESRCH) { // it has ended by now
-		err = nil
-	}
-	return os.NewSyscallError("prlimit", err)
+	return os.NewSyscallError("prlimit", unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil))
 }
 
 func waited(child *os.Process) error {
@@ -373,20 +390,24 @@ const (
 	sweepWait = 1000
 )
 
-// sweepGroup ends all that is in a control group, and waits a while until it is empty.
+// sweepGroup ends all that is in a control group and those in it, and waits a while until they are empty.
 func sweepGroup(dir string) error {
 	err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for range sweeps {
-		left, failed := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if err = errors.Join(err, failed); err != nil || len(left) == 0 {
+		events, failed := os.Open(filepath.Join(dir, "cgroup.events"))
+		if err = errors.Join(err, failed); err != nil {
 			return err
 		}
-		pid, _ := strconv.Atoi(string(bytes.Fields(left)[0]))
-		if fd, failed := unix.PidfdOpen(pid, 0); failed == nil { // else it has ended by now
-			err = errors.Join(kill(fd, pid), unix.Close(fd))
+		left, err := io.ReadAll(events)
+		empty := bytes.Contains(left, []byte("populated 0"))
+		if err == nil && !empty { // the kernel tells of a change since it was read
+			err = poll(int(events.Fd()), unix.POLLPRI)
+		}
+		if err = errors.Join(err, events.Close()); err != nil || empty {
+			return err
 		}
 	}
 	return fmt.Errorf("%w: what is in control group %s does not end", content.ErrUnavailable, dir)
@@ -434,7 +455,12 @@ func kill(fd, pid int) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("end process %d: %w", pid, err)
 	}
-	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, sweepWait); err != nil && !errors.Is(err, unix.EINTR) {
+	return poll(fd, unix.POLLIN)
+}
+
+// poll waits a while for what a descriptor tells.
+func poll(fd int, event int16) error {
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: event}}, sweepWait); err != nil && !errors.Is(err, unix.EINTR) {
 		return os.NewSyscallError("poll", err)
 	}
 	return nil

@@ -64,6 +64,24 @@ func TestWhatIsStarted(t *testing.T) {
 	}
 }
 
+// TestLimits: a process has its limits from its first instruction on.
+func TestLimits(t *testing.T) {
+	for range 20 {
+		dir := t.TempDir()
+		cfg := Config{Command: []string{"cat", "/proc/self/limits"}, Dir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Log: filepath.Join(dir, "log"), Limits: map[string]uint64{"nofile": 77, "core": 0}}
+		p, err := Start(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(p.Wait(t.Context()), p.Close()); err != nil {
+			t.Error(err)
+		}
+		if said, err := os.ReadFile(cfg.Log); err != nil || !strings.Contains(string(said), "open files            77                   77") {
+			t.Fatalf("%s, %v", said, err)
+		}
+	}
+}
+
 // TestWhatIsAdopted: another start of the node finds a process by who it is, and by no number alone; and ends it.
 func TestWhatIsAdopted(t *testing.T) {
 	p, cfg := begin(t, `trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.05; done`)

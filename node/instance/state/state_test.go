@@ -165,6 +165,7 @@ func TestAnyHistory(t *testing.T) {
 					if written && ready && i.State != Obliterating {
 						r.Fatalf("what no record has is cleared: %+v", i)
 					}
+					ready, written = false, false
 				}
 			}
 			if e == Fenced {

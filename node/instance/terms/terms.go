@@ -3,6 +3,7 @@ package terms
 
 import (
 	"cmp"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ type Spec struct {
 	Initrd       string   `json:"initrd,omitempty" maxLength:"512" doc:"what that is given as its first disk"`
 	Append       string   `json:"append,omitempty" maxLength:"512" doc:"and as its command line"`
 	Lazy         bool     `json:"lazy,omitempty" doc:"of a process: it starts before its data are here, which are brought in as they are read, and behind that"`
+	Target       string   `json:"target,omitempty" maxLength:"512" doc:"of a process: where its data are put away, and come from, in place of the mesh's origin: file:///FOLDER, which all nodes that run it have to reach, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path-style=true, without credentials"`
 	Mesh         bool     `json:"mesh,omitempty" doc:"nodes of any farm may run it and read what it has; the nodes must be publishers"`
 }
 
@@ -165,7 +167,33 @@ func (s Spec) checkProcess() error {
 		return fmt.Errorf("config %.60q: %w: want an absolute path on the node's host", s.Config, content.ErrInvalid)
 	}
 	_, err := s.Limits()
-	return err
+	return errors.Join(err, s.checkTarget())
+}
+
+func (s Spec) checkTarget() error {
+	switch {
+	case s.Target == "":
+		return nil
+	case s.Lazy:
+		return fmt.Errorf("%w: what is at a target of its own is brought in before it starts: leave out lazy", content.ErrInvalid)
+	}
+	u, err := url.Parse(s.Target)
+	if err != nil || u.Scheme != "file" && u.Scheme != "s3" || u.Scheme == "file" && (u.Host != "" || !filepath.IsAbs(u.Path)) || u.Scheme == "s3" && u.Host == "" {
+		return fmt.Errorf("target %.100q: %w: want file:///ABSOLUTE/FOLDER or s3://BUCKET/PREFIX", s.Target, content.ErrInvalid)
+	}
+	if u.User != nil { // members read the record
+		return fmt.Errorf("target: %w: credentials stay in the node's environment", content.ErrInvalid)
+	}
+	return nil
+}
+
+// TargetOf is the part of the target that an instance has.
+func (s Spec) TargetOf(name string, id catalog.InstanceID) string {
+	u, err := url.Parse(s.Target)
+	if err != nil { // it was checked
+		return s.Target
+	}
+	return u.JoinPath("instances", content.Segment(name), hex.EncodeToString(id[:])).String()
 }
 
 // Tree is the name of the tree that a process begins with; "" for none.
@@ -182,8 +210,8 @@ func (s Spec) checkVM() error {
 		return fmt.Errorf("%w: command, env, user, rlimits, config, probe and compact are for a process", content.ErrInvalid)
 	case s.Kernel == "" && s.Initrd+s.Append != "", s.Kernel != "" && !filepath.IsAbs(s.Kernel), s.Initrd != "" && !filepath.IsAbs(s.Initrd):
 		return fmt.Errorf("%w: initrd and append come with a kernel, as absolute paths on the node's host", content.ErrInvalid)
-	case s.Mesh, s.Lazy:
-		return fmt.Errorf("%w: a vm's volume stays in its farm, and is always brought in as it is read", content.ErrInvalid)
+	case s.Mesh, s.Lazy, s.Target != "":
+		return fmt.Errorf("%w: a vm's volume stays in its farm, and at the mesh's origin, and is always brought in as it is read", content.ErrInvalid)
 	}
 	return nil
 }

@@ -104,6 +104,8 @@ func (x Names) Remove(ctx context.Context, name string, spec terms.RemoveSpec) e
 		return x.Records.Purge(ctx, old)
 	case err != nil:
 		return fmt.Errorf("it is not here, and whether another node has it can't be told: %w", err)
+	case !spec.Means(body.ID):
+		return nil
 	}
 	if !spec.Force || body.Holder != x.Self && !x.Away(ctx, body.Holder) {
 		return x.Held(ctx, r, body)

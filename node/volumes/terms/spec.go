@@ -4,6 +4,7 @@ package terms
 
 import (
 	"cmp"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
@@ -34,15 +35,17 @@ type Limits struct {
 
 // Spec is what a Put asks for; zero fields ask for nothing.
 type Spec struct {
-	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
-	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
-	Degrade    string      `json:"degrade,omitempty" enum:"local,none" doc:"with farm:K: local lets flushes go on without the holders, once the record says so; none takes that back"`
-	ReadOnly   bool        `json:"readonly,omitempty" doc:"of a volume that exists and that this node does not have: read it as the bucket has it now, beside whoever writes it"`
-	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
-	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
-	Limits     Limits      `json:"limits,omitzero"`
+	// ID is that of the volume which is meant, or is to be made: another of the name is a conflict.
+	ID         content.VolumeID `json:"-"`
+	Size       int64            `json:"size,omitempty" doc:"bytes; the image's when not given"`
+	From       content.Ref      `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
+	Transport  string           `json:"transport,omitempty" enum:"auto,nbd,ublk"`
+	Durability string           `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
+	Degrade    string           `json:"degrade,omitempty" enum:"local,none" doc:"with farm:K: local lets flushes go on without the holders, once the record says so; none takes that back"`
+	ReadOnly   bool             `json:"readonly,omitempty" doc:"of a volume that exists and that this node does not have: read it as the bucket has it now, beside whoever writes it"`
+	Takeover   bool             `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
+	Generation uint64           `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
+	Limits     Limits           `json:"limits,omitzero"`
 }
 
 // Reads reports whether all that is asked for is to read a volume that exists.
@@ -78,9 +81,22 @@ func (s Spec) WithDefaults() (Spec, error) {
 	return s, nil
 }
 
+// NewID is that of the volume which it makes.
+func (s Spec) NewID() content.VolumeID {
+	if s.ID == (content.VolumeID{}) {
+		rand.Read(s.ID[:])
+	}
+	return s.ID
+}
+
+// means reports whether a volume is the one that is meant; the zero ID means any.
+func means(id, is content.VolumeID) bool { return id == is || id == content.VolumeID{} }
+
 // Agrees fails with content.Differs when it asks for something else than the volume is.
 func (s Spec) Agrees(body catalog.Volume) error {
 	switch {
+	case !means(s.ID, body.ID):
+		return fmt.Errorf("%w: another volume has the name, and is not the one that is meant: choose another name, with --from volume:NAME if it is to have what that one has", content.Differs)
 	case s.From != (content.Ref{}) && s.From != body.From:
 		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
 	case s.Size != 0 && s.Size != body.Size:
@@ -121,7 +137,12 @@ type SnapshotSpec struct {
 type RemoveSpec struct {
 	Force bool // although it is in use, or its node is away
 	Purge bool // its snapshots too
+	// ID is that of the volume which is meant: another of the name stays.
+	ID content.VolumeID
 }
+
+// Means reports whether a volume is to go.
+func (s RemoveSpec) Means(id content.VolumeID) bool { return means(s.ID, id) }
 
 // PromoteSpec is what a volume or a snapshot becomes.
 type PromoteSpec struct {

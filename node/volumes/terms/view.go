@@ -55,7 +55,7 @@ type View struct {
 	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
 	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
 	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
-	Through    uint64      `json:"through,omitempty" doc:"of one that is reading: the last entry of the journal that it has"`
+	Through    uint64      `json:"through,omitempty" doc:"of one that is served: the last entry of the journal that it has"`
 	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
 	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
 	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
@@ -67,6 +67,7 @@ type View struct {
 	Confirmed   bool        `json:"confirmed" doc:"false until the record was read since this node started"`
 	Limits      Limits      `json:"limits,omitzero"`
 	Bytes       fetch.Bytes `json:"bytes"`
+	Blocked     float64     `json:"blocked_seconds,omitempty" doc:"how long reads have waited for bytes that were not on this node, since it was opened: while several wait it counts once"`
 	// Slow returns the slowest reads of the last minutes; nil where none is served.
 	Slow func() []why.Read `json:"-"`
 }
