@@ -23,7 +23,7 @@ func sql(t *testing.T, n *lab.Node, i api.Instance, query string) string {
 // TestPostgresTravels: a database of another user than the node's has on the next node what it had, with the owners and modes
 // that it insists on; and after its processes were killed what it had committed.
 func TestPostgresTravels(t *testing.T) {
-	_, nodes := farms(t, "a", "b")
+	front, nodes := farms(t, "a", "b")
 	a, b := nodes[0], nodes[1]
 	i := reach(t, a, http.MethodPut, "pg", postgres, "provisioned")
 	pgbench := func(args ...string) {
@@ -51,10 +51,24 @@ func TestPostgresTravels(t *testing.T) {
 	if got := sql(t, a, i, sums); got != want {
 		t.Errorf("after it was killed it has %q, want %q", got, want)
 	}
-	reach(t, a, http.MethodPost, "pg/deprovision", "", "unprovisioned")
-	i = reach(t, b, http.MethodPut, "pg", "", "provisioned")
-	if got := sql(t, b, i, sums); got != want {
-		t.Errorf("on the other node it has %q, want %q", got, want)
+	was := cut{}
+	for turn, n := range []*lab.Node{a, b} {
+		if turn > 0 { // a hundredth of the accounts, beside their history
+			i = reach(t, n, http.MethodPut, "pg", "", "provisioned")
+			if got := sql(t, n, i, sums); got != want {
+				t.Errorf("on the other node it has %q, want %q", got, want)
+			}
+			sql(t, n, i, "update pgbench_accounts set abalance = abalance + 1 where aid <= 2000; checkpoint")
+		}
+		reach(t, n, http.MethodPost, "pg/hibernate", "", "hibernated")
+		is, before := cutOf(t, i.Dir), front.Taken("packs/")
+		reach(t, n, http.MethodPost, "pg/deprovision", "", "unprovisioned")
+		sent := front.Taken("packs/") - before
+		chunks, files := is.new(was)
+		t.Logf("sent: %d bytes for chunks of %d that are new; %d if files were sent whole", sent, chunks, files)
+		if !fits(sent, chunks) {
+			t.Errorf("%d bytes are sent, and %d are in new chunks", sent, chunks)
+		}
+		was = is
 	}
-	reach(t, b, http.MethodPost, "pg/deprovision", "", "unprovisioned")
 }

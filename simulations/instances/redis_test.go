@@ -55,25 +55,27 @@ func TestRedisTravels(t *testing.T) {
 	if _, err := ask(t, b, http.MethodPut, "db", ""); err == nil || !strings.Contains(err.Error(), "Conflict") {
 		t.Errorf("provisioned on two nodes: %v", err)
 	}
-	move := func(from, to *lab.Node) (sent int64) {
+	was := cut{}
+	move := func(from, to *lab.Node) {
 		t.Helper()
-		before := front.Taken("packs/")
+		reach(t, from, http.MethodPost, "db/hibernate", "", "hibernated")
+		is, before := cutOf(t, i.Dir), front.Taken("packs/")
 		reach(t, from, http.MethodPost, "db/deprovision", "", "unprovisioned")
-		sent = front.Taken("packs/") - before
-		i = reach(t, to, http.MethodPut, "db", "", "provisioned")
+		sent := front.Taken("packs/") - before
+		chunks, files := is.new(was)
+		t.Logf("sent: %d bytes for chunks of %d that are new; %d if files were sent whole", sent, chunks, files)
+		if !fits(sent, chunks) {
+			t.Errorf("%d bytes are sent, and %d are in new chunks", sent, chunks)
+		}
+		was, i = is, reach(t, to, http.MethodPut, "db", "", "provisioned")
 		if got := digest(t, to, i); got != want {
 			t.Errorf("on %s it has %s, want %s", to.Name, got, want)
 		}
-		return sent
 	}
-	all := move(a, b)
+	move(a, b)
 	values(t, b, i, 0, 200, 2) // a hundredth of them
 	want = digest(t, b, i)
-	changed := move(b, a)
-	t.Logf("sent: %d bytes at first, and %d when a hundredth of it had changed", all, changed)
-	if changed > all/20 {
-		t.Errorf("%d bytes are sent when a hundredth has changed, of %d", changed, all)
-	}
+	move(b, a)
 	if _, err := ask(t, a, http.MethodPost, "db/obliterate", ""); err != nil {
 		t.Fatal(err)
 	}
