@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // TestALife goes through all that an instance is, on two nodes: what its workload has written is there each time.
@@ -364,11 +365,12 @@ func TestControlGroups(t *testing.T) {
 
 // TestManyAtOnce: with few places and with none at all, each gets through what is asked of it.
 func TestManyAtOnce(t *testing.T) {
+	many := soak.Of(12, 100)
 	for _, places := range []int{2, 0} {
 		o := newOrigin()
 		w := newWorld(t, o, t.TempDir(), 1, func(c *Config) { c.Provisions, c.Hydrations = places, places })
 		var all sync.WaitGroup
-		for n := range 12 {
+		for n := range many {
 			all.Go(func() {
 				name, run := fmt.Sprint("w", n), terms.Request{Spec: terms.Spec{Command: []string{"sleep", "1000"}, Ready: "none", Grace: 5}}
 				for _, x := range []struct {
@@ -386,8 +388,8 @@ func TestManyAtOnce(t *testing.T) {
 		for _, v := range w.List() {
 			ports[v.Port] = true
 		}
-		if len(ports) != 12 {
-			t.Errorf("12 instances have %d ports", len(ports))
+		if len(ports) != many {
+			t.Errorf("%d instances have %d ports", many, len(ports))
 		}
 	}
 }
