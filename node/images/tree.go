@@ -325,14 +325,14 @@ func (im *Images) mayFill(dir string, replace bool) error {
 	case len(in) > 0 && !replace:
 		return fmt.Errorf("%w, and is not empty; give --force to have in it what the tree has, and nothing else", content.ErrExists)
 	case len(in) > 0:
-		return hasNoMounts(dir)
+		return HasNoMounts(dir)
 	}
 	return nil
 }
 
-// hasNoMounts fails with ErrConflict for a folder in which something is mounted: that can't be removed, nor is what is there
+// HasNoMounts fails with content.InUse for a folder in which something is mounted: that can't be removed, nor is what is there
 // the folder's.
-func hasNoMounts(dir string) error {
+func HasNoMounts(dir string) error {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return err

@@ -205,7 +205,7 @@ func (i folder) known(ctx context.Context) (images.Stowed, error) {
 	if err != nil || lent == nil {
 		return was, err
 	}
-	if err := i.show(ctx); err != nil {
+	if err := errors.Join(i.hide(), i.show(ctx)); err != nil { // anew: until then names of one file may have several numbers
 		return nil, err
 	}
 	all, err := lent.Recall(ctx)

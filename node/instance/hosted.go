@@ -136,6 +136,7 @@ func (i *hosted) ask(ev state.Event, req terms.Request) (operations.View, error)
 	}
 	if i.entry.Then != "" {
 		i.giveUp()
+		_, _ = i.hub.cfg.Operations.Pause(i.running.ID, false) // what can't be given up is not to wait, either
 	}
 	if i.running.State == operations.Running {
 		if v, err := i.hub.cfg.Operations.Get(i.running.ID); err == nil && v.State == operations.Running && v.Kind == string(ev) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -291,5 +293,40 @@ func TestAsItWas(t *testing.T) {
 	}
 	if r := o.record(t, "web"); len(r.Lineage) > 0 {
 		t.Errorf("%d ancestors of one that has never changed", len(r.Lineage))
+	}
+}
+
+// TestMountedByWorkloads: what a workload has mounted in its folder, and left there, is not removed with that.
+func TestMountedByWorkloads(t *testing.T) {
+	w, host := newWorld(t, newOrigin(), t.TempDir(), 1), t.TempDir()
+	v := w.must("web", state.Provision, state.Provisioned, still())
+	at := filepath.Join(v.Dir, "mounted here")
+	if err := errors.Join(os.WriteFile(filepath.Join(host, "file"), nil, 0o600), os.Mkdir(at, 0o700), unix.Mount(host, at, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceValue(func() error { return unix.Unmount(at, 0) })
+	defer unmount()
+	_, op, err := w.Do(t.Context(), "web", state.Deprovision, terms.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := w.get("web"); !i.isGone(); {
+		e, changed := i.now()
+		if e.Tries > 0 {
+			if !errors.Is(e.why, content.ErrConflict) || !strings.Contains(e.Detail, at) {
+				t.Errorf("it says %q", e.Detail)
+			}
+			break
+		}
+		<-changed
+	}
+	if _, err := os.Stat(filepath.Join(host, "file")); err != nil {
+		t.Error(err)
+	}
+	if err := unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if op, err = w.cfg.Operations.Wait(t.Context(), op.ID); err != nil || op.State != operations.Done {
+		t.Errorf("%+v, %v", op, err)
 	}
 }

@@ -126,9 +126,6 @@ func (i folder) lay(ctx context.Context, root fetch.Root) error {
 	if err := i.hide(); err != nil { // what an earlier try has left
 		return err
 	}
-	i.mu.Lock()
-	i.lower = nil
-	i.mu.Unlock()
 	upper := filepath.Join(i.dir, upperDir)
 	for _, dir := range []string{upper, filepath.Join(i.dir, workDir)} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -219,6 +216,9 @@ func (i folder) lowerMark() string { return lowerMark + "=" + i.dir }
 
 // hide has nothing shown any more of what the data began as. Nobody works with them.
 func (i folder) hide() error {
+	i.mu.Lock()
+	i.lower = nil // the next life may begin as something else
+	i.mu.Unlock()
 	if _, err := os.Lstat(filepath.Join(i.dir, lowerDir)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/origin/content"
@@ -48,7 +49,11 @@ func (i *hosted) do(ctx context.Context, e entry, step state.Step) error {
 
 // clear removes what is here, and gives its port back.
 func (i *hosted) clear(ctx context.Context, e entry) error {
-	if err := i.runtime(e).remove(ctx, e, false); err != nil {
+	err := i.runtime(e).remove(ctx, e, false)
+	if err == nil { // a workload may have mounted what is not the instance's
+		err = images.HasNoMounts(i.dir)
+	}
+	if err != nil {
 		return err
 	}
 	if err := errors.Join(clear(i.dir), i.ungroup()); err != nil {

@@ -113,6 +113,41 @@ func TestPaused(t *testing.T) {
 	w.must("web", state.Obliterate, state.Unprovisioned)
 }
 
+// TestPausedAndEnded: an end that is asked for goes before a pause.
+func TestPausedAndEnded(t *testing.T) {
+	w := newWorld(t, newTargets(t), t.TempDir(), 1)
+	spec := still()
+	spec.Target = "file://" + t.TempDir()
+	for name, end := range map[string]func(id string) error{
+		"cancelled":   func(id string) error { _, err := w.cfg.Operations.Cancel(t.Context(), id); return err },
+		"obliterated": func(string) error { _, err := w.do("obliterated", state.Obliterate); return err },
+	} {
+		v := w.must(name, state.Provision, state.Provisioned, spec)
+		large := make([]byte, 64<<20)
+		_, _ = rand.NewChaCha8([32]byte{1}).Read(large)
+		if err := os.WriteFile(filepath.Join(v.Dir, "large"), large, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, op, err := w.Do(t.Context(), name, state.Deprovision, terms.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for now := op; !now.Paused; {
+			if now, err = w.cfg.Operations.Pause(op.ID, true); err != nil && !errors.Is(err, content.ErrConflict) || now.State != operations.Running {
+				t.Fatalf("%s: %+v, %v", name, now, err)
+			}
+		}
+		if err := end(op.ID); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for i := w.get(name); i != nil && !i.isGone(); {
+			if _, changed := i.now(); !i.isGone() {
+				<-changed
+			}
+		}
+	}
+}
+
 // stored are the bytes of all files in a folder.
 func stored(t *testing.T, path string) (sum int64) {
 	t.Helper()

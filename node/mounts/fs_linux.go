@@ -231,6 +231,41 @@ func (n *inode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
+// killedEvery is how often it is looked whether somebody is killed who waits, and was sent a signal: the kernel tells of the first.
+const killedEvery = 100 * time.Millisecond
+
+// unlessKilled has a read go on for a caller who was sent a signal and handles it, as on a disk: programs know of no file that
+// can't be opened for that. It ends once the caller is killed, or nothing is shown any more.
+func unlessKilled(ctx context.Context, ended <-chan struct{}) (context.Context, context.CancelFunc) {
+	on, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		defer end()
+		for tick := time.Tick(killedEvery); !isKilled(ctx); {
+			select {
+			case <-tick:
+			case <-ended:
+				return
+			case <-on.Done():
+				return
+			}
+		}
+	})
+	return on, func() { stop(); end() }
+}
+
+// isKilled reports whether who asks is to end at once; also where that can't be told.
+func isKilled(ctx context.Context) bool {
+	caller, ok := fuse.FromContext(ctx)
+	if !ok {
+		return true
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", caller.Pid)) // of the thread
+	_, pending, _ := strings.Cut(string(status), "\nSigPnd:")
+	var signals uint64
+	_, failed := fmt.Sscanf(pending, "%x", &signals)
+	return err != nil || failed != nil || signals&(1<<(syscall.SIGKILL-1)) != 0
+}
+
 // show has the kernel show a tree at a folder; end unmounts it, by force from under its users, and gone is closed once it
 // is unmounted, whoever did it. What an earlier process has left there goes.
 func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool) error, gone <-chan struct{}, err error) {
@@ -239,6 +274,12 @@ func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool
 			return nil, nil, fmt.Errorf("unmount what an earlier process has left at %s: %w", dir, err)
 		}
 	}
+	ended := make(chan struct{})
+	patient := t.Over(func(ctx context.Context, p []byte, at int64) error {
+		ctx, end := unlessKilled(ctx, ended)
+		defer end()
+		return t.ReadStream(ctx, p, at)
+	})
 	timeout := kept
 	options := &fs.Options{
 		EntryTimeout: &timeout, AttrTimeout: &timeout, NegativeTimeout: &timeout, NullPermissions: true,
@@ -248,11 +289,10 @@ func show(t *tree.Tree, name, dir string, log *slog.Logger) (end func(force bool
 			DirectMountFlags: syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_RDONLY,
 		},
 	}
-	server, err := fs.Mount(dir, &inode{files: &files{tree: t, log: log}, file: t.Top(), ino: tree.FirstNumber}, options)
+	server, err := fs.Mount(dir, &inode{files: &files{tree: patient, log: log}, file: t.Top(), ino: tree.FirstNumber}, options)
 	if err != nil {
 		return nil, nil, err
 	}
-	ended := make(chan struct{})
 	go func() {
 		server.Wait()
 		close(ended)

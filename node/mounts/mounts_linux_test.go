@@ -311,3 +311,24 @@ func TestBadTreesMounted(t *testing.T) {
 	}
 	must(t, m.Unmount(t.Context(), dir))
 }
+
+// TestBelowWhatIsShown: what merely lies on a file system of that kind, as all of a host's may, is not shown itself.
+func TestBelowWhatIsShown(t *testing.T) {
+	src, dir := t.TempDir(), t.TempDir()
+	must(t, os.Mkdir(filepath.Join(src, "below"), 0o755))
+	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), planted(t, src))
+	_, err := m.Mount(t.Context(), "debian", dir)
+	must(t, err)
+	over := t.TempDir()
+	at, upper, work := filepath.Join(over, "at"), filepath.Join(over, "upper"), filepath.Join(over, "work")
+	must(t, os.Mkdir(at, 0o755), os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755), Overlay(at, dir, upper, work))
+	if !IsServed(dir) || !IsOverlaid(at) {
+		t.Errorf("%t, %t where they are", IsServed(dir), IsOverlaid(at))
+	}
+	for _, at := range []string{filepath.Join(dir, "below"), filepath.Join(at, "below"), over} {
+		if IsServed(at) || IsOverlaid(at) {
+			t.Errorf("%s: served %t, overlaid %t", at, IsServed(at), IsOverlaid(at))
+		}
+	}
+	must(t, Detach(at), m.Unmount(t.Context(), dir))
+}

@@ -31,9 +31,11 @@ func IsOverlaid(dir string) bool { return isOf(dir, unix.OVERLAYFS_SUPER_MAGIC) 
 // IsServed is said beside IsOverlaid.
 func IsServed(dir string) bool { return isOf(dir, unix.FUSE_SUPER_MAGIC) }
 
+// isOf asks for the mount itself, too: what is not shown yet may lie on a file system of that kind.
 func isOf(dir string, kind int64) bool {
 	var fs unix.Statfs_t
-	return unix.Statfs(dir, &fs) == nil && int64(fs.Type) == kind
+	var st unix.Statx_t
+	return unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, 0, &st) == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && unix.Statfs(dir, &fs) == nil && int64(fs.Type) == kind
 }
 
 // Detach has nothing be shown at a folder any more that is of Overlay or Serve; who uses it keeps what is open there.

@@ -103,10 +103,13 @@ func (f *Files) Plant(ctx context.Context, w *tree.Writer) (tree.Sums, error) {
 
 // Learn is Plant for what w notes alone, beside somebody who changes the files: a stamp is of what a file had before it was
 // read, and never another's. A file that is mapped has a new time at the first change of a page that is on disk alone:
-// what has not changed since it began has all of its pages there before it is read.
+// what has not changed since it began has all of its pages there before it is read. Where no disk is below, nothing is learnt.
 func (f *Files) Learn(ctx context.Context, w *tree.Writer) error {
 	began := time.Now()
 	err := syncAll(f.o.Path)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
 	if err == nil {
 		_, _, err = f.plant(ctx, w, began)
 	}
@@ -116,8 +119,16 @@ func (f *Files) Learn(ctx context.Context, w *tree.Writer) error {
 	return err
 }
 
-// syncAll has all of the file system on disk that a folder is on.
+// syncAll has all of the file system on disk that a folder is on; ErrUnsupported is for one in memory, as what an overlay lies
+// on may be: a page there stays as it was mapped, and tells of its first change alone.
 func syncAll(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return os.NewSyscallError("statfs", err)
+	}
+	if slices.Contains([]int64{unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC}, int64(fs.Type)) {
+		return errors.ErrUnsupported
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

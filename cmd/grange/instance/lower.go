@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/client"
@@ -32,6 +33,8 @@ type lowerCmd struct {
 const (
 	// againAtFirst and againAtMost are how often a node is asked again that does not answer.
 	againAtFirst, againAtMost = 10 * time.Millisecond, time.Second
+	// complainEvery is how often it is said that reads wait, into a log that nobody cuts: a node may be away for days.
+	complainEvery = time.Minute
 	// streamMost is how much is asked for at once: what the kernel does, and the API takes.
 	streamMost = 1 << 20
 )
@@ -42,13 +45,15 @@ func (c *lowerCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error 
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(std.Out, nil))
+	log, complaint := slog.New(slog.NewTextHandler(std.Out, nil)), rate.Sometimes{First: 1, Interval: complainEvery}
 	ask := func(ctx context.Context, query string, p []byte) error {
 		path := fmt.Sprintf("%s/lower?%s&length=%d", pathOf(c.Name), query, len(p))
 		b := backoff.NewExponentialBackOff()
 		b.InitialInterval, b.MaxInterval = againAtFirst, againAtMost
 		_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, c.read(ctx, to, path, p) }, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(0),
-			backoff.WithNotify(func(err error, _ time.Duration) { log.Warn("a read waits for the node", "read", query, "err", err) }))
+			backoff.WithNotify(func(err error, _ time.Duration) {
+				complaint.Do(func() { log.Warn("a read waits for the node", "read", query, "err", err) })
+			}))
 		return err
 	}
 	chunk := func(ctx context.Context, index uint64, off int, p []byte) error {
@@ -70,8 +75,8 @@ func (c *lowerCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error 
 func (c *lowerCmd) read(ctx context.Context, to *client.Client, path string, p []byte) error {
 	got := into{p}
 	err := to.Copy(ctx, &got, path)
-	if problem, ok := errors.AsType[*client.Problem](err); ok && problem.Status/100 == http.StatusBadRequest/100 {
-		return backoff.Permanent(err) // the node does not have the instance any more
+	if problem, ok := errors.AsType[*client.Problem](err); ok && (problem.Status == http.StatusNotFound || problem.Status == http.StatusBadRequest) {
+		return backoff.Permanent(err) // the node does not have the instance any more; all else, such as credentials of the origin, may be mended
 	}
 	if err == nil && len(got.left) > 0 {
 		err = fmt.Errorf("%w: %d bytes are missing, of %d", io.ErrUnexpectedEOF, len(got.left), len(p))

@@ -413,8 +413,8 @@ func sweepGroup(dir string) error {
 	return fmt.Errorf("%w: what is in control group %s does not end", content.ErrUnavailable, dir)
 }
 
-// Sweep ends all processes of this host that have a variable in their environment, but for this one, and what is in a
-// control group, unless that is "".
+// Sweep ends all processes of this host that have a variable in their environment, NAME=FOLDER, but for this one, and for those
+// in containers to whom that is another folder; and what is in a control group, unless that is "".
 func Sweep(variable, cgroup string) error {
 	if cgroup != "" {
 		if err := sweepGroup(cgroup); err != nil {
@@ -469,7 +469,13 @@ func poll(fd int, event int16) error {
 // has reports whether a process has a variable; one that this user may not look at has not.
 func has(pid int, variable string) bool {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	return err == nil && slices.Contains(strings.Split(string(env), "\x00"), variable)
+	if err != nil || !slices.Contains(strings.Split(string(env), "\x00"), variable) {
+		return false
+	}
+	_, dir, _ := strings.Cut(variable, "=")
+	ours, err := os.Stat(dir)
+	theirs, failed := os.Stat(fmt.Sprintf("/proc/%d/root/%s", pid, dir))
+	return err != nil || failed != nil || os.SameFile(ours, theirs)
 }
 
 // Close lets go of the process, which goes on if it runs.

@@ -138,3 +138,32 @@ func TestItOutlivesWhoHasStartedIt(t *testing.T) {
 	says(t, cfg, "after")
 	_, _ = p.child.Wait()
 }
+
+// TestSweptByFolder: of processes with one variable those end that mean the same folder: one in a container may have another.
+func TestSweptByFolder(t *testing.T) {
+	over := t.TempDir()
+	dir := filepath.Join(over, "instance")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	variable := "FOLDER=" + dir
+	start := func(script string) (*Process, Config) {
+		_, cfg := begin(t, "exit 0")
+		cfg.Command, cfg.Env = []string{"unshare", "--mount", "sh", "-c", script + "; echo begun; exec sleep 1000"}, append(cfg.Env, variable)
+		p, err := Start(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = errors.Join(p.Signal(unix.SIGKILL), p.Close()) })
+		says(t, cfg, "begun")
+		return p, cfg
+	}
+	ours, _ := start(":")
+	other, _ := start("mount -t tmpfs none " + over + " && mkdir " + dir)
+	if err := Sweep(variable, ""); err != nil {
+		t.Fatal(err)
+	}
+	if !ours.HasEnded() || other.HasEnded() {
+		t.Errorf("ours has ended: %t; another's: %t", ours.HasEnded(), other.HasEnded())
+	}
+}
