@@ -33,13 +33,12 @@ func (s *Server) instances(a huma.API) {
 		IfNoneMatch
 		All bool `query:"all" doc:"those of the whole mesh, each with the node that has it"`
 	}) (*Listed[Instance], error) {
-		list, everywhere := func(context.Context) ([]Instance, error) { return hub.List(), nil }, ""
+		all, everywhere := hub.List, ""
 		if in.All {
-			list, everywhere = hub.Everywhere, "true"
+			all, everywhere = func() []Instance { return hub.Everywhere(ctx) }, "true"
 		}
-		all, err := list(ctx)
-		page, link := part(in.Page, all, func(i Instance) string { return i.Name }, cmp.Compare[string])
-		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), err)
+		page, link := part(in.Page, all(), func(i Instance) string { return i.Name }, cmp.Compare[string])
+		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), nil)
 	})
 	named(a, "GET "+instancesPath+"/{name}", "one instance", hub.Get)
 	route(a, "PUT "+instancesPath+"/{name}", "provision an instance; without a body as it was before", func(ctx context.Context, in *struct {

@@ -210,8 +210,10 @@ func (i *hosted) Pass(ctx context.Context) error {
 
 // run drives the instance until ctx ends, or nothing of it is here.
 func (i *hosted) run(ctx context.Context) {
-	defer i.leave()
-	i.adopt()
+	defer i.letGo()
+	if err := i.adopt(); err != nil && !errors.Is(err, content.ErrNotFound) { // who waits for it sees that it has ended
+		i.hub.cfg.Log.Error("an instance may run without this node", "name", i.name, "err", err)
+	}
 	for ctx.Err() == nil {
 		e, changed := i.now()
 		switch {

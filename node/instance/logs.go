@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -107,9 +105,9 @@ func (i *hosted) hasSaid(behind int64, what string) error {
 // Logs writes the last bytes of what an instance has said, all of its log with 0, and with follow what it says from then on
 // until ctx ends, or the instance is here no more.
 func (h *Hub) Logs(ctx context.Context, name string, last int64, follow bool, w io.Writer) error {
-	i := h.get(name)
-	if i == nil {
-		return fmt.Errorf("logs of instance %q: %w: this node does not have it", name, content.ErrNotFound)
+	i, err := h.here(name)
+	if err != nil {
+		return fmt.Errorf("logs: %w", err)
 	}
 	f, err := os.Open(filepath.Join(i.dir, logFile))
 	if errors.Is(err, fs.ErrNotExist) {

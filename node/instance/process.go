@@ -178,14 +178,11 @@ func (i *hosted) look(ctx context.Context, e entry) error {
 
 // stop ends the workload, and all that it has started.
 func (i *hosted) stop(ctx context.Context, e entry) error {
-	if i.proc == nil {
-		if i.adopt(); i.proc == nil && e.Process != nil {
-			if _, err := process.Adopt(*e.Process, i.cgroup()); !errors.Is(err, content.ErrNotFound) {
-				return fmt.Errorf("whether process %d runs can't be told: %w", e.Process.PID, err)
-			}
-		}
-	}
-	if i.proc != nil {
+	switch err := i.adopt(); {
+	case errors.Is(err, content.ErrNotFound):
+	case err != nil:
+		return err
+	default:
 		if err := i.runtime(e).part(ctx, e); err != nil {
 			i.hub.cfg.Log.Warn("a workload does not end as it is asked to, and is told to", "name", i.name, "err", err)
 		}
