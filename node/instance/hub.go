@@ -180,7 +180,7 @@ func (h *Hub) here(name string) (*hosted, error) {
 
 // drop forgets an instance that is here no more.
 func (h *Hub) drop(i *hosted) (err error) {
-	for _, path := range []string{filepath.Join(i.dir, entryFile), i.dir} {
+	for _, path := range []string{i.path(entryFile), i.dir} {
 		if failed := os.Remove(path); !errors.Is(failed, fs.ErrNotExist) {
 			err = errors.Join(err, failed)
 		}

@@ -62,9 +62,9 @@ func ignore(err, what error) error {
 
 // lastWords is the end of what a workload has said, for an error; or its emulator, where that has said something.
 func (i *hosted) lastWords() string {
-	path := filepath.Join(i.dir, emulatorLog)
+	path := i.path(emulatorLog)
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
-		path = filepath.Join(i.dir, logFile)
+		path = i.path(logFile)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -84,7 +84,7 @@ func (i *hosted) lastWords() string {
 // hasSaid is nil once a workload has said something, behind so many bytes of its log; or in all of it, where that was begun
 // anew.
 func (i *hosted) hasSaid(behind int64, what string) error {
-	f, err := os.Open(filepath.Join(i.dir, logFile))
+	f, err := os.Open(i.path(logFile))
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (h *Hub) Logs(ctx context.Context, name string, last int64, follow bool, w 
 	if err != nil {
 		return fmt.Errorf("logs: %w", err)
 	}
-	f, err := os.Open(filepath.Join(i.dir, logFile))
+	f, err := os.Open(i.path(logFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

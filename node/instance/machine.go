@@ -137,8 +137,6 @@ func blockdevOf(device string) (string, error) {
 // reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
 const reconnectSeconds = int(fetch.IOTimeoutDefault / time.Second)
 
-func (m machine) path(name string) string { return filepath.Join(m.dir, name) }
-
 // seed writes what cloud-init is told, see its NoCloud source.
 func (m machine) seed(e entry) error {
 	if err := os.MkdirAll(m.path(seedDir), 0o700); err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	numbers "math/rand/v2"
 	"time"
 
 	"github.com/grangemesh/grange/node/instance/terms"
@@ -68,7 +69,7 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 	if body.Spec, err = e.Spec.Encode(); err != nil {
 		return err
 	}
-	body.Epoch, body.Incarnation, body.Holder, body.State = body.Epoch+1, random(), i.hub.cfg.Self, catalog.Attached
+	body.Epoch, body.Incarnation, body.Holder, body.State = body.Epoch+1, max(1, numbers.Uint64()), i.hub.cfg.Self, catalog.Attached
 	err = i.change(func(e *entry) error {
 		e.ID, e.Epoch, e.Incarnation, e.Saved, e.Root = body.ID, body.Epoch, body.Incarnation, body.SavedAt(), rootOf(i.hub.cfg.Codec, body)
 		return nil

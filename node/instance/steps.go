@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
 
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/state"
@@ -51,7 +51,7 @@ func (i *hosted) clear(ctx context.Context, e entry) error {
 	if err := i.runtime(e).remove(ctx, e, false); err != nil {
 		return err
 	}
-	if err := errors.Join(clear(i.dir), i.ungroup()); err != nil {
+	if err := errors.Join(strip(i.dir), i.ungroup()); err != nil {
 		return err
 	}
 	return i.change(func(e *entry) error { e.Port, e.Process = 0, nil; return nil })
@@ -89,5 +89,6 @@ func (i *hosted) ended() error {
 	return i.change(func(e *entry) error { e.Process = nil; return nil })
 }
 
-// data is the folder of what the workload has.
-func (i *hosted) data() string { return i.dir + string(os.PathSeparator) + dataDir }
+// path is that of a name in the instance's folder, and data the one of what the workload has.
+func (i *hosted) path(name string) string { return filepath.Join(i.dir, name) }
+func (i *hosted) data() string            { return i.path(dataDir) }
