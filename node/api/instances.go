@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httputil"
@@ -159,17 +160,19 @@ func (s *Server) proxy(a huma.API, hub *instance.Hub) {
 		op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 	}
 	a.OpenAPI().AddOperation(&op)
-	s.mux.Handle(prefix+"{path...}", pages(hub))
+	portOf := func(string) (int, error) { return 0, node.ErrNoVolumes }
+	if hub != nil {
+		portOf = hub.Port
+	}
+	s.mux.Handle(prefix+"{path...}", pages(portOf))
 }
 
 // pages passes requests on to an instance's own pages; the workload is not shown who has asked for them.
-func pages(hub *instance.Hub) http.HandlerFunc {
+func pages(portOf func(name string) (int, error)) http.HandlerFunc {
 	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout, IdleConnTimeout: proxyIdle}
 	return func(w http.ResponseWriter, r *http.Request) {
-		port, err := 0, node.ErrNoVolumes
-		if hub != nil {
-			port, err = hub.Port(r.PathValue("name"))
-		}
+		name := r.PathValue("name")
+		port, err := portOf(name)
 		if err != nil {
 			writeProblem(w, statusOf(err), content.Line(err))
 			return
@@ -181,6 +184,8 @@ func pages(hub *instance.Hub) http.HandlerFunc {
 			p.SetURL(&to)
 			p.Out.Header.Del("Authorization")
 			p.SetXForwarded()
+		}, ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			writeProblem(w, http.StatusBadGateway, content.Line(fmt.Errorf("instance %q does not answer at its port: %w; `grange instance logs %s` has what it says", name, err, name)))
 		}}).ServeHTTP(w, r)
 	}
 }
