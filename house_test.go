@@ -134,7 +134,7 @@ func TestWalls(t *testing.T) {
 
 // pure are the packages that decide and do nothing else, and what they do without.
 var (
-	pure    = []string{"node/fetch/plan", "node/fetch/roots", "node/images/follow", "node/volumes/holders/quorum"}
+	pure    = []string{"node/fetch/plan", "node/fetch/roots", "node/images/follow", "node/instance/state", "node/volumes/holders/quorum"}
 	without = []string{"sync", "context", "net", "os"}
 )
 

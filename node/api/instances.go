@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -164,12 +165,13 @@ func (s *Server) proxy(a huma.API, hub *instance.Hub) {
 	if hub != nil {
 		portOf = hub.Port
 	}
-	s.mux.Handle(prefix+"{path...}", pages(portOf))
+	s.mux.Handle(prefix+"{path...}", s.pages(portOf))
 }
 
 // pages passes requests on to an instance's own pages; the workload is not shown who has asked for them.
-func pages(portOf func(name string) (int, error)) http.HandlerFunc {
+func (s *Server) pages(portOf func(name string) (int, error)) http.HandlerFunc {
 	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout, IdleConnTimeout: proxyIdle}
+	said := slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug) // an answer that ends in its middle is the workload's matter
 	return func(w http.ResponseWriter, r *http.Request) {
 		name := r.PathValue("name")
 		port, err := portOf(name)
@@ -179,7 +181,7 @@ func pages(portOf func(name string) (int, error)) http.HandlerFunc {
 		}
 		_, escaped, _ := strings.Cut(r.URL.EscapedPath(), "/proxy/")
 		to := url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(port)}
-		(&httputil.ReverseProxy{Transport: transport, Rewrite: func(p *httputil.ProxyRequest) {
+		(&httputil.ReverseProxy{Transport: transport, ErrorLog: said, Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Path, p.Out.URL.RawPath = "/"+r.PathValue("path"), "/"+escaped
 			p.SetURL(&to)
 			p.Out.Header.Del("Authorization")

@@ -267,6 +267,7 @@ func TestPagesThatCantBeHad(t *testing.T) {
 			c.Close()
 		}
 	}()
+	s := &Server{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	for _, x := range []struct {
 		err    error
 		status int
@@ -274,7 +275,7 @@ func TestPagesThatCantBeHad(t *testing.T) {
 	}{{node.ErrNoVolumes, http.StatusUnprocessableEntity, ""}, {nil, http.StatusBadGateway, "grange instance logs web"}} {
 		answer, r := httptest.NewRecorder(), httptest.NewRequest("GET", instancesPath+"/web/proxy/a", nil)
 		r.SetPathValue("name", "web")
-		pages(func(string) (int, error) { return l.Addr().(*net.TCPAddr).Port, x.err })(answer, r)
+		s.pages(func(string) (int, error) { return l.Addr().(*net.TCPAddr).Port, x.err })(answer, r)
 		if answer.Code != x.status || !strings.Contains(answer.Body.String(), x.said) || !strings.Contains(answer.Header().Get("Content-Type"), "problem") {
 			t.Errorf("%v: %d %s", x.err, answer.Code, answer.Body)
 		}

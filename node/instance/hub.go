@@ -122,7 +122,7 @@ func New(cfg Config) (*Hub, error) {
 			h.all[e.Name] = newHosted(h, e)
 		}
 		if err != nil {
-			h.broken[f.Name()] = err
+			h.broken[f.Name()] = fmt.Errorf("%w; what it has is kept: move the folder away, or mend it, and start the node again", err)
 			cfg.Log.Error("an instance is left alone, and what it has is kept", "folder", dir, "err", err)
 		}
 	}
@@ -215,9 +215,8 @@ func (h *Hub) Everywhere(ctx context.Context) []terms.View {
 	out := h.List()
 	here := len(out)
 	for _, r := range h.cfg.Registry.Instances(ctx) {
-		v := h.recorded(r)
-		if _, ok := slices.BinarySearchFunc(out[:here], v, byName); !ok {
-			out = append(out, v)
+		if _, ok := slices.BinarySearchFunc(out[:here], terms.View{Name: r.Name}, byName); !ok {
+			out = append(out, h.recorded(r))
 		}
 	}
 	slices.SortFunc(out, byName)
