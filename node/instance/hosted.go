@@ -101,7 +101,10 @@ func (e *entry) on(ev state.Event, why error) (err error) {
 	if e.Instance, err = e.Instance.On(ev); err == nil && why != nil {
 		e.Detail, e.why = content.Line(why), why
 	}
-	if e.State == state.Provisioned {
+	if ev == state.Exited {
+		e.Process = nil
+	}
+	if e.State == state.Provisioned { // the record names the disk by now
 		e.Disk = content.VolumeID{}
 	}
 	return err

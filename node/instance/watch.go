@@ -43,7 +43,7 @@ func (i *hosted) rest(ctx context.Context, e entry, changed <-chan struct{}) {
 	}
 }
 
-// happens is on for what nobody waits for.
+// happens is on for what nobody waits for, and what is found out once more where it can't be logged.
 func (i *hosted) happens(ev state.Event, why error) {
 	if err := i.on(ev, why); err != nil {
 		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "event", ev, "err", err)
@@ -152,11 +152,7 @@ func (i *hosted) crashed(how error) {
 	}
 	i.hub.cfg.Log.Warn("the workload of an instance has ended by itself", "name", i.name, "how", how)
 	i.letGo()
-	err := i.change(func(e *entry) error { e.Process = nil; return e.on(state.Exited, how) })
-	if err != nil { // it is found out once more
-		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "err", err)
-		i.wait(i.hub.ctx, logAgain, nil)
-	}
+	i.happens(state.Exited, how)
 }
 
 // taken looks whether the record still names this node; where that can't be told it does.
