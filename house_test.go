@@ -134,7 +134,7 @@ func TestWalls(t *testing.T) {
 
 // pure are the packages that decide and do nothing else, and what they do without.
 var (
-	pure    = []string{"node/fetch/plan", "node/fetch/roots", "node/images/follow", "node/volumes/holders/quorum"}
+	pure    = []string{"node/fetch/plan", "node/fetch/roots", "node/images/follow", "node/instance/state", "node/volumes/holders/quorum"}
 	without = []string{"sync", "context", "net", "os"}
 )
 
@@ -246,7 +246,7 @@ const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as the swarm of strangers and volunteers has,
 	// the budget at the origin, and the hub of instances. productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 80_600, 42_000
+	productLinesMax, productLinesAim = 80_400, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.

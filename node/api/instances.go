@@ -3,7 +3,9 @@ package api
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -33,13 +35,12 @@ func (s *Server) instances(a huma.API) {
 		IfNoneMatch
 		All bool `query:"all" doc:"those of the whole mesh, each with the node that has it"`
 	}) (*Listed[Instance], error) {
-		list, everywhere := func(context.Context) ([]Instance, error) { return hub.List(), nil }, ""
+		all, everywhere := hub.List, ""
 		if in.All {
-			list, everywhere = hub.Everywhere, "true"
+			all, everywhere = func() []Instance { return hub.Everywhere(ctx) }, "true"
 		}
-		all, err := list(ctx)
-		page, link := part(in.Page, all, func(i Instance) string { return i.Name }, cmp.Compare[string])
-		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), err)
+		page, link := part(in.Page, all(), func(i Instance) string { return i.Name }, cmp.Compare[string])
+		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), nil)
 	})
 	named(a, "GET "+instancesPath+"/{name}", "one instance", hub.Get)
 	route(a, "PUT "+instancesPath+"/{name}", "provision an instance; without a body as it was before", func(ctx context.Context, in *struct {
@@ -160,28 +161,33 @@ func (s *Server) proxy(a huma.API, hub *instance.Hub) {
 		op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 	}
 	a.OpenAPI().AddOperation(&op)
-	s.mux.Handle(prefix+"{path...}", pages(hub))
+	portOf := func(string) (int, error) { return 0, node.ErrNoVolumes }
+	if hub != nil {
+		portOf = hub.Port
+	}
+	s.mux.Handle(prefix+"{path...}", s.pages(portOf))
 }
 
 // pages passes requests on to an instance's own pages; the workload is not shown who has asked for them.
-func pages(hub *instance.Hub) http.HandlerFunc {
+func (s *Server) pages(portOf func(name string) (int, error)) http.HandlerFunc {
 	transport := &http.Transport{ResponseHeaderTimeout: proxyTimeout, IdleConnTimeout: proxyIdle}
+	said := slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug) // an answer that ends in its middle is the workload's matter
 	return func(w http.ResponseWriter, r *http.Request) {
-		port, err := 0, node.ErrNoVolumes
-		if hub != nil {
-			port, err = hub.Port(r.PathValue("name"))
-		}
+		name := r.PathValue("name")
+		port, err := portOf(name)
 		if err != nil {
 			writeProblem(w, statusOf(err), content.Line(err))
 			return
 		}
 		_, escaped, _ := strings.Cut(r.URL.EscapedPath(), "/proxy/")
 		to := url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(port)}
-		(&httputil.ReverseProxy{Transport: transport, Rewrite: func(p *httputil.ProxyRequest) {
+		(&httputil.ReverseProxy{Transport: transport, ErrorLog: said, Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Path, p.Out.URL.RawPath = "/"+r.PathValue("path"), "/"+escaped
 			p.SetURL(&to)
 			p.Out.Header.Del("Authorization")
 			p.SetXForwarded()
+		}, ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			writeProblem(w, http.StatusBadGateway, content.Line(fmt.Errorf("instance %q does not answer at its port: %w; `grange instance logs %s` has what it says", name, err, name)))
 		}}).ServeHTTP(w, r)
 	}
 }

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/grangemesh/grange/node"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -251,9 +253,32 @@ func TestLongBodyIsRefused(t *testing.T) {
 	if status, said := s.ask(t, "127.0.0.1", "PUT", path, strings.Repeat("x", bodyMax+1)); status != http.StatusOK || said != fmt.Sprint(bodyMax+1, error(nil)) {
 		t.Errorf("an instance's own page: %d %q", status, said)
 	}
-	seed := httptest.NewRecorder()
-	if pages(nil)(seed, httptest.NewRequest("GET", path, nil)); seed.Code != http.StatusUnprocessableEntity {
-		t.Errorf("on a seed: %d", seed.Code)
+}
+
+// TestPagesThatCantBeHad: who asks for an instance's own page is told why there is none, and of which instance.
+func TestPagesThatCantBeHad(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // a workload that answers nobody
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			c.Close()
+		}
+	}()
+	s := &Server{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+	for _, x := range []struct {
+		err    error
+		status int
+		said   string
+	}{{node.ErrNoVolumes, http.StatusUnprocessableEntity, ""}, {nil, http.StatusBadGateway, "grange instance logs web"}} {
+		answer, r := httptest.NewRecorder(), httptest.NewRequest("GET", instancesPath+"/web/proxy/a", nil)
+		r.SetPathValue("name", "web")
+		s.pages(func(string) (int, error) { return l.Addr().(*net.TCPAddr).Port, x.err })(answer, r)
+		if answer.Code != x.status || !strings.Contains(answer.Body.String(), x.said) || !strings.Contains(answer.Header().Get("Content-Type"), "problem") {
+			t.Errorf("%v: %d %s", x.err, answer.Code, answer.Body)
+		}
 	}
 }
 

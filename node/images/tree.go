@@ -222,20 +222,19 @@ func (l *Lent) Fill(ctx context.Context) error { return l.image.Warm(ctx, nil) }
 
 // OpenTree opens the tree that a name stands for, and says which root that is.
 func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, content.CID, error) {
-	k, err := im.cfg.Names.Lookup(ctx, content.KindTree, name, true)
+	root, err := im.TreeRoot(ctx, name)
 	if err != nil {
 		return nil, content.CID{}, err
 	}
-	m, err := im.cfg.Fetcher.Learn(RootOf(k))
+	lent, err := im.Lend(root)
 	if err != nil {
 		return nil, content.CID{}, err
 	}
-	m.Prepare(ctx) // so that the first read knows whom to ask
-	t, err := tree.Open(ctx, im.cfg.Codec, m.Root(), m.ReadChunk)
+	t, err := lent.open(ctx)
 	if err != nil {
 		return nil, content.CID{}, fmt.Errorf("tree %q: %w", name, err)
 	}
-	return t, m.ID(), nil
+	return t, lent.image.ID(), nil
 }
 
 // ExportTree writes a tree into a folder on this host, in the background: one that is not there, or empty. Another is

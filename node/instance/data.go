@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -66,8 +67,15 @@ func (i folder) remove(ctx context.Context, e entry, forGood bool) error {
 	return t.Remove(ctx)
 }
 
-// hydrate makes the folder of data what was put away last, or the tree that the instance begins with, or empty.
+// hydrate has in the folder of data what was put away last, or the tree that the instance begins with, or nothing.
 func (i folder) hydrate(ctx context.Context, e entry) error {
+	if err := i.fill(ctx, e); err != nil {
+		return err
+	}
+	return i.reachable(e)
+}
+
+func (i folder) fill(ctx context.Context, e entry) error {
 	base, body, err := i.own(ctx)
 	if err != nil {
 		return err
@@ -85,14 +93,11 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 		return i.begin(e)
 	}
 	i.Update(func(v *operations.View) { v.Total = root.Head.Root.Size })
-	if err := os.Remove(filepath.Join(i.dir, stowedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := ignore(os.Remove(i.path(stowedFile)), fs.ErrNotExist); err != nil {
 		return err
 	}
 	if e.Spec.Lazy {
-		if err := i.lay(ctx, root); err != nil {
-			return err
-		}
-		return i.reachable(e)
+		return i.lay(ctx, root)
 	}
 	var said []string
 	if !body.Away.IsHole() {
@@ -106,10 +111,7 @@ func (i folder) hydrate(ctx context.Context, e entry) error {
 	if errors.Is(err, content.ErrNoSpace) { // that it has failed is to be logged on the same disk
 		err = errors.Join(err, os.RemoveAll(i.data()))
 	}
-	if err != nil {
-		return err
-	}
-	return i.reachable(e)
+	return err
 }
 
 // begin makes an empty folder, of who is to work in it.
@@ -117,10 +119,7 @@ func (i folder) begin(e entry) error {
 	if err := durable.MkdirAll(i.data(), 0o700); err != nil {
 		return err
 	}
-	if err := process.Give(i.data(), e.Spec.User); err != nil {
-		return err
-	}
-	return i.reachable(e)
+	return process.Give(i.data(), e.Spec.User)
 }
 
 // reachable lets another user than the node's through to the data; what else is there has modes of its own.
@@ -238,7 +237,7 @@ func (i *hosted) recall(ctx context.Context) {
 		i.hub.cfg.Log.Warn("what an instance began as is not all here, and is brought in as it is read", "name", i.name, "err", err)
 		return
 	}
-	if _, err := os.Stat(filepath.Join(i.dir, stowedFile)); err == nil {
+	if _, err := os.Stat(i.path(stowedFile)); err == nil {
 		return
 	}
 	now, err := i.hub.cfg.Library.Recall(ctx, i.data())

@@ -142,8 +142,8 @@ func discard(dir string) error {
 	return errors.Join(err, os.Remove(dir))
 }
 
-// clear removes all but the entry, and then that.
-func clear(dir string) error {
+// strip removes all but the entry.
+func strip(dir string) error {
 	in, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -29,9 +29,9 @@ type hosted struct {
 
 	mu      sync.Mutex // guards what follows
 	entry   entry
-	changed chan struct{} // closed at the next change
-	gone    bool          // it was dropped
-	running operations.View
+	changed chan struct{}           // closed at the next change
+	gone    bool                    // it was dropped
+	running operations.View         // what was begun last; shows no progress
 	op      *operations.Operation   // that shows what is done; nil for none
 	abort   context.CancelCauseFunc // ends the step that is being done, if it can be given up
 	vain    bool                    // what is under way is not wanted any more
@@ -81,9 +81,14 @@ func (i *hosted) changing(step func(*entry) error) error {
 		return fmt.Errorf("log what is done about it: %w", err)
 	}
 	i.entry, i.vain = e, i.vain && !e.IsStable()
+	i.tell()
+	return nil
+}
+
+// tell wakes who waits for a change. Called with mu.
+func (i *hosted) tell() {
 	close(i.changed)
 	i.changed = make(chan struct{})
-	return nil
 }
 
 // on has an event happen.
@@ -96,7 +101,10 @@ func (e *entry) on(ev state.Event, why error) (err error) {
 	if e.Instance, err = e.Instance.On(ev); err == nil && why != nil {
 		e.Detail, e.why = content.Line(why), why
 	}
-	if e.State == state.Provisioned {
+	if ev == state.Exited {
+		e.Process = nil
+	}
+	if e.State == state.Provisioned { // the record names the disk by now
 		e.Disk = content.VolumeID{}
 	}
 	return err
@@ -138,12 +146,12 @@ func (i *hosted) ask(ev state.Event, req terms.Request) (operations.View, error)
 		i.giveUp()
 		_, _ = i.hub.cfg.Operations.Pause(i.running.ID, false) // what can't be given up is not to wait, either
 	}
-	if i.running.State == operations.Running {
-		if v, err := i.hub.cfg.Operations.Get(i.running.ID); err == nil && v.State == operations.Running && v.Kind == string(ev) {
-			return v, nil
-		}
+	if v, err := i.hub.cfg.Operations.Get(i.running.ID); err == nil && v.State == operations.Running && v.Kind == string(ev) {
+		return v, nil
 	}
-	i.running, err = i.hub.cfg.Operations.StartQueued(string(ev), i.name, func(ctx context.Context, op *operations.Operation) error { return i.follow(ctx, ev, op) })
+	i.running, err = i.hub.cfg.Operations.StartQueued(string(ev), i.name, func(ctx context.Context, op *operations.Operation) error {
+		return i.follow(ctx, ev, op)
+	})
 	return i.running, err
 }
 
@@ -190,29 +198,31 @@ func reached(ev state.Event, e entry) error {
 
 // Update implements images.Updater: it shows in the operation how far a step is.
 func (i *hosted) Update(change func(*operations.View)) {
-	i.mu.Lock()
-	op := i.op
-	i.mu.Unlock()
-	if op != nil {
+	if op := i.operation(); op != nil {
 		op.Update(change)
 	}
 }
 
 // Pass implements images.Updater: it waits while the operation is paused.
 func (i *hosted) Pass(ctx context.Context) error {
-	i.mu.Lock()
-	op := i.op
-	i.mu.Unlock()
-	if op == nil {
-		return context.Cause(ctx)
+	if op := i.operation(); op != nil {
+		return op.Pass(ctx)
 	}
-	return op.Pass(ctx)
+	return context.Cause(ctx)
+}
+
+func (i *hosted) operation() *operations.Operation {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.op
 }
 
 // run drives the instance until ctx ends, or nothing of it is here.
 func (i *hosted) run(ctx context.Context) {
-	defer i.leave()
-	i.adopt()
+	defer i.letGo()
+	if err := i.adopt(); err != nil && !errors.Is(err, content.ErrNotFound) { // who waits for it sees that it has ended
+		i.hub.cfg.Log.Error("an instance may run without this node", "name", i.name, "err", err)
+	}
 	for ctx.Err() == nil {
 		e, changed := i.now()
 		switch {
@@ -238,8 +248,7 @@ func (i *hosted) drop() bool {
 	if err := i.hub.drop(i); err != nil {
 		i.hub.cfg.Log.Warn("what an instance has left is still here", "name", i.name, "err", err)
 	}
-	close(i.changed) // who waits for that sees that nothing is left
-	i.changed = make(chan struct{})
+	i.tell() // nothing is left
 	return true
 }
 

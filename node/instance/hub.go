@@ -17,8 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance/state"
@@ -95,15 +93,19 @@ type Hub struct {
 	started chan struct{}    // closed by Run
 	broken  map[string]error // by folder: what can't be read
 
-	mu      sync.Mutex // guards what follows; nobody waits for anything who holds it
-	all     map[string]*hosted
-	drivers *errgroup.Group // nil until Run, and once it ends
-	ctx     context.Context // of the drivers
+	mu       sync.Mutex // guards what follows; nobody waits for anything who holds it
+	all      map[string]*hosted
+	stopping bool
+	ctx      context.Context // of the drivers, and what they have done beside; nil until Run
+	drivers  sync.WaitGroup
 }
 
 // New reads which instances there are; none is touched before Run.
 func New(cfg Config) (*Hub, error) {
-	h := &Hub{cfg: cfg, provisions: newPool(cfg.Provisions), hydrations: newPool(cfg.Hydrations), recalls: newPool(1), all: map[string]*hosted{}, broken: map[string]error{}, started: make(chan struct{})}
+	h := &Hub{
+		cfg: cfg, provisions: newPool(cfg.Provisions), hydrations: newPool(cfg.Hydrations), recalls: newPool(1),
+		all: map[string]*hosted{}, broken: map[string]error{}, started: make(chan struct{}),
+	}
 	folders, err := os.ReadDir(cfg.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return h, nil
@@ -120,7 +122,7 @@ func New(cfg Config) (*Hub, error) {
 			h.all[e.Name] = newHosted(h, e)
 		}
 		if err != nil {
-			h.broken[f.Name()] = err
+			h.broken[f.Name()] = fmt.Errorf("%w; what it has is kept: move the folder away, or mend it, and start the node again", err)
 			cfg.Log.Error("an instance is left alone, and what it has is kept", "folder", dir, "err", err)
 		}
 	}
@@ -129,9 +131,8 @@ func New(cfg Config) (*Hub, error) {
 
 // Run drives the instances until ctx ends; their workloads go on.
 func (h *Hub) Run(ctx context.Context) error {
-	drivers, driving := errgroup.WithContext(ctx)
 	h.mu.Lock()
-	h.ctx, h.drivers = driving, drivers
+	h.ctx = ctx
 	for _, i := range h.all {
 		h.drive(i)
 	}
@@ -139,18 +140,24 @@ func (h *Hub) Run(ctx context.Context) error {
 	close(h.started)
 	<-ctx.Done()
 	h.mu.Lock()
-	h.drivers = nil
+	h.stopping = true
 	h.mu.Unlock()
-	return drivers.Wait()
+	h.drivers.Wait()
+	return nil
 }
 
 // drive begins to drive an instance. Called with mu.
 func (h *Hub) drive(i *hosted) {
 	ctx := h.ctx
-	h.drivers.Go(func() error {
-		i.run(ctx)
-		return nil
-	})
+	h.drivers.Go(func() { i.run(ctx) })
+}
+
+// beside has something done beside the steps of a driver, who calls it, until the hub's ctx ends.
+func (h *Hub) beside(do func(context.Context)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ctx := h.ctx
+	h.drivers.Go(func() { do(ctx) })
 }
 
 // dir is the folder of an instance.
@@ -163,9 +170,17 @@ func (h *Hub) get(name string) *hosted {
 	return h.all[name]
 }
 
+// here is get; ErrNotFound where it is not.
+func (h *Hub) here(name string) (*hosted, error) {
+	if i := h.get(name); i != nil {
+		return i, nil
+	}
+	return nil, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+}
+
 // drop forgets an instance that is here no more.
 func (h *Hub) drop(i *hosted) (err error) {
-	for _, path := range []string{filepath.Join(i.dir, entryFile), i.dir} {
+	for _, path := range []string{i.path(entryFile), i.dir} {
 		if failed := os.Remove(path); !errors.Is(failed, fs.ErrNotExist) {
 			err = errors.Join(err, failed)
 		}
@@ -176,6 +191,7 @@ func (h *Hub) drop(i *hosted) (err error) {
 	return err
 }
 
+// snapshot is those that are here now, in no order.
 func (h *Hub) snapshot() []*hosted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -188,21 +204,23 @@ func (h *Hub) List() []terms.View {
 	for _, i := range h.snapshot() {
 		out = append(out, i.view())
 	}
-	slices.SortFunc(out, func(a, b terms.View) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(out, byName)
 	return out
 }
 
+func byName(a, b terms.View) int { return cmp.Compare(a.Name, b.Name) }
+
 // Everywhere returns the mesh's instances, by name: this node's as they are, others' as their records say.
-func (h *Hub) Everywhere(ctx context.Context) ([]terms.View, error) {
+func (h *Hub) Everywhere(ctx context.Context) []terms.View {
 	out := h.List()
 	here := len(out)
 	for _, r := range h.cfg.Registry.Instances(ctx) {
-		if _, ok := slices.BinarySearchFunc(out[:here], r.Name, func(v terms.View, name string) int { return cmp.Compare(v.Name, name) }); !ok {
+		if _, ok := slices.BinarySearchFunc(out[:here], terms.View{Name: r.Name}, byName); !ok {
 			out = append(out, h.recorded(r))
 		}
 	}
-	slices.SortFunc(out, func(a, b terms.View) int { return cmp.Compare(a.Name, b.Name) })
-	return out, nil
+	slices.SortFunc(out, byName)
+	return out
 }
 
 // Get returns an instance: of this node, or as its record says.
@@ -315,7 +333,7 @@ func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.
 func (h *Hub) host(e entry) (*hosted, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.drivers == nil {
+	if h.stopping {
 		return nil, fmt.Errorf("%w: the node is stopping", content.ErrUnavailable)
 	}
 	i := newHosted(h, e)
@@ -357,16 +375,16 @@ func (h *Hub) complete(ctx context.Context, name string, req *terms.Request) (er
 
 // Port returns the port of an instance that runs.
 func (h *Hub) Port(name string) (int, error) {
-	i := h.get(name)
-	if i == nil {
-		return 0, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+	i, err := h.here(name)
+	if err != nil {
+		return 0, err
 	}
-	e, _ := i.now()
-	switch {
+	switch e, _ := i.now(); {
 	case e.State != state.Provisioned:
 		return 0, fmt.Errorf("instance %q: %w: it is %s", name, content.ErrUnavailable, e.State)
 	case e.Port == 0:
 		return 0, fmt.Errorf("instance %q: %w: it listens nowhere", name, content.ErrNotFound)
+	default:
+		return e.Port, nil
 	}
-	return e.Port, nil
 }

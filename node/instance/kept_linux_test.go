@@ -206,6 +206,23 @@ func TestLimitsOfLimits(t *testing.T) {
 	}
 }
 
+// TestDiskOfInstances: what a limit is of is the disk that instances are on, whether their folder is there yet or not.
+func TestDiskOfInstances(t *testing.T) {
+	dir := t.TempDir()
+	w := newWorld(t, newOrigin(), filepath.Join(dir, "not", "there", "yet"), 1)
+	if err := w.admit(terms.Spec{}); err != nil {
+		t.Error("a folder that is to be made:", err)
+	}
+	if err := unix.Mount("disk", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	w = newWorld(t, newOrigin(), dir, 2, func(c *Config) { c.Limits.Disk = Share{Part: 1} })
+	if err := w.admit(terms.Spec{Disk: 2 << 20}); !errors.Is(err, content.ErrNoSpace) {
+		t.Errorf("2 MiB on a disk of 1 MiB: %v", err)
+	}
+}
+
 // TestReadyMeanwhile: what a workload has written stays that was started when the node was killed, and by the time it is back
 // has ended, or does not answer: it may have been ready, and used.
 func TestReadyMeanwhile(t *testing.T) {

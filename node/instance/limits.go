@@ -4,12 +4,12 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/instance/state"
 	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 // Limits are what instances may take of this host; 0 is no limit.
@@ -68,13 +68,21 @@ func (h *Hub) admit(spec terms.Spec) error {
 			}
 		}
 	}
-	free, all, err := cache.DiskFree(filepath.Dir(h.cfg.Dir))
+	err := durable.MkdirAll(h.cfg.Dir, 0o700) // on the disk that is looked at
+	if err == nil {
+		now.disk, now.allDisk, err = diskOf(h.cfg.Dir)
+	}
 	if err != nil {
 		return fmt.Errorf("look how much is in use: %w", err)
 	}
-	now.disk, now.allDisk = int64(all-free), int64(all)
 	now.memory, now.allMemory = memory()
 	return h.cfg.Limits.admits(now, spec)
+}
+
+// diskOf is how much is in use of the disk that a folder is on, of how much.
+func diskOf(dir string) (used, all int64, err error) {
+	free, total, err := cache.DiskFree(dir)
+	return int64(total - free), int64(total), err
 }
 
 // memory is how much of the host's is in use, of how much, see proc(5); zeros where that can't be told.

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -64,9 +62,9 @@ func ignore(err, what error) error {
 
 // lastWords is the end of what a workload has said, for an error; or its emulator, where that has said something.
 func (i *hosted) lastWords() string {
-	path := filepath.Join(i.dir, emulatorLog)
+	path := i.path(emulatorLog)
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
-		path = filepath.Join(i.dir, logFile)
+		path = i.path(logFile)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -86,7 +84,7 @@ func (i *hosted) lastWords() string {
 // hasSaid is nil once a workload has said something, behind so many bytes of its log; or in all of it, where that was begun
 // anew.
 func (i *hosted) hasSaid(behind int64, what string) error {
-	f, err := os.Open(filepath.Join(i.dir, logFile))
+	f, err := os.Open(i.path(logFile))
 	if err != nil {
 		return err
 	}
@@ -107,11 +105,11 @@ func (i *hosted) hasSaid(behind int64, what string) error {
 // Logs writes the last bytes of what an instance has said, all of its log with 0, and with follow what it says from then on
 // until ctx ends, or the instance is here no more.
 func (h *Hub) Logs(ctx context.Context, name string, last int64, follow bool, w io.Writer) error {
-	i := h.get(name)
-	if i == nil {
-		return fmt.Errorf("logs of instance %q: %w: this node does not have it", name, content.ErrNotFound)
+	i, err := h.here(name)
+	if err != nil {
+		return fmt.Errorf("logs: %w", err)
 	}
-	f, err := os.Open(filepath.Join(i.dir, logFile))
+	f, err := os.Open(i.path(logFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -90,9 +90,9 @@ func Show(ctx context.Context, dir string, read tree.ReadChunk, stream tree.Read
 
 // Lower is what the data of an instance of this node began as, if that need not be here; content.ErrNotFound else.
 func (h *Hub) Lower(name string) (*images.Lent, error) {
-	i := h.get(name)
-	if i == nil {
-		return nil, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+	i, err := h.here(name)
+	if err != nil {
+		return nil, err
 	}
 	lent, err := folder{i}.lent()
 	if err == nil && lent == nil {
@@ -183,10 +183,10 @@ func (i folder) show(ctx context.Context) error {
 	if err == nil {
 		err = mounts.Overlay(i.data(), lower, filepath.Join(i.dir, upperDir), filepath.Join(i.dir, workDir))
 	}
-	go func() { // it ends when it is unmounted
-		_ = p.Wait(context.WithoutCancel(ctx))
+	i.hub.beside(func(ctx context.Context) { // it ends when it is unmounted, or goes on without this node
+		_ = p.Wait(ctx)
 		_ = p.Close()
-	}()
+	})
 	if err != nil {
 		err = errors.Join(fmt.Errorf("show what it began as, see %s: %w", filepath.Join(i.dir, lowerLog), err), i.hide())
 	}

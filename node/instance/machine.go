@@ -96,6 +96,14 @@ func (m machine) command(_ context.Context, e entry) (process.Config, error) {
 	if err != nil {
 		return process.Config{}, err
 	}
+	incoming, err := m.incoming(e, v.Through)
+	cfg, failed := m.program(e, append(m.arguments(e, disk), incoming...))
+	cfg.Dir, cfg.Log = m.dir, m.path(emulatorLog)
+	return cfg, errors.Join(err, failed)
+}
+
+// arguments are those of the emulator, and which that is.
+func (m machine) arguments(e entry, disk string) []string {
 	network := "user,id=net"
 	if e.Port != 0 { // where it is reached by SSH
 		network += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", e.Port)
@@ -104,20 +112,17 @@ func (m machine) command(_ context.Context, e entry) (process.Config, error) {
 		emulator, "-name", m.name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,accel=" + m.hub.cfg.Emulator, "-cpu", "max",
 		"-m", strconv.FormatInt(e.Spec.Memory>>20, 10) + "M", "-smp", strconv.Itoa(cmp.Or(e.Spec.CPUs, cpusDefault)), "-device", "virtio-rng-pci",
 		"-blockdev", disk, "-device", "virtio-blk-pci,drive=disk",
-		"-drive", "if=virtio,format=vvfat,read-only=on,label=CIDATA,dir=" + m.path(seedDir),
+		"-drive", "if=virtio,format=vvfat,read-only=on,label=CIDATA,dir=" + option(m.path(seedDir)),
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net",
-		"-chardev", "file,id=console,append=on,path=" + m.path(logFile), "-serial", "chardev:console",
-		"-qmp", "unix:" + m.path(monitorEnd) + ",server=on,wait=off",
+		"-chardev", "file,id=console,append=on,path=" + option(m.path(logFile)), "-serial", "chardev:console",
+		"-qmp", "unix:" + option(m.path(monitorEnd)) + ",server=on,wait=off",
 	}
 	for flag, value := range map[string]string{"-kernel": e.Spec.Kernel, "-initrd": e.Spec.Initrd, "-append": e.Spec.Append} {
 		if value != "" {
 			args = append(args, flag, value)
 		}
 	}
-	incoming, err := m.incoming(e, v.Through)
-	cfg, failed := m.program(e, append(args, incoming...))
-	cfg.Dir, cfg.Log = m.dir, m.path(emulatorLog)
-	return cfg, errors.Join(err, failed)
+	return args
 }
 
 // blockdevOf is a device as the emulator takes it. Of one that is served over NBD it waits for the node to come back.
@@ -137,7 +142,9 @@ func blockdevOf(device string) (string, error) {
 // reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
 const reconnectSeconds = int(fetch.IOTimeoutDefault / time.Second)
 
-func (m machine) path(name string) string { return filepath.Join(m.dir, name) }
+// option is a path in an option of the emulator, and quoted is one in a command of a shell.
+func option(path string) string { return strings.ReplaceAll(path, ",", ",,") }
+func quoted(path string) string { return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'" }
 
 // seed writes what cloud-init is told, see its NoCloud source.
 func (m machine) seed(e entry) error {
@@ -175,7 +182,7 @@ func (m machine) incoming(e entry, disk uint64) ([]string, error) {
 	if _, none := os.Stat(m.path(wakingFile)); err != nil || none != nil {
 		return nil, err
 	}
-	return []string{"-incoming", "exec:cat '" + m.path(wakingFile) + "'"}, nil
+	return []string{"-incoming", "exec:cat " + quoted(m.path(wakingFile))}, nil
 }
 
 // look is nil once the machine runs, and is ready.
@@ -231,7 +238,7 @@ func (m machine) keep(ctx context.Context, ask asking) error {
 		err = errors.Join(ignore(os.Remove(m.path(memoryFile)), fs.ErrNotExist), ask("stop", nil, nil))
 	}
 	if err == nil && !begun {
-		err = ask("migrate", map[string]any{"uri": "exec:cat > '" + part + "' && sync -d '" + part + "'"}, nil)
+		err = ask("migrate", map[string]any{"uri": "exec:cat > " + quoted(part) + " && sync -d " + quoted(part)}, nil)
 	}
 	for err == nil {
 		var now struct {

@@ -1,10 +1,6 @@
 package instance
 
-import (
-	"context"
-	"crypto/rand"
-	"encoding/binary"
-)
+import "context"
 
 // pool bounds how many steps are done at once. A step has one place in one pool, and waits for no other while it has it.
 type pool chan struct{}
@@ -29,10 +25,4 @@ func (p pool) do(ctx context.Context, step func() error) error {
 	}
 	defer func() { <-p }()
 	return step()
-}
-
-func random() uint64 {
-	var b [8]byte
-	rand.Read(b[:])
-	return binary.LittleEndian.Uint64(b[:]) | 1
 }

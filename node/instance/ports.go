@@ -16,7 +16,7 @@ import (
 // reserve gives an instance a port, unless it has one or needs none: it keeps that until it is deprovisioned.
 func (h *Hub) reserve(i *hosted) error {
 	e, _ := i.now()
-	if e.Port != 0 || !e.Spec.HasPort() {
+	if e.Port != 0 || e.Spec.NoPort {
 		return nil
 	}
 	h.ports.Lock() // until it is noted whose it is

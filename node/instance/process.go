@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -34,7 +33,7 @@ const (
 func (i *hosted) mark() string { return markName + "=" + i.dir }
 
 func (i *hosted) places(e entry) terms.Places {
-	return terms.Places{Name: e.Name, Data: i.data(), Config: filepath.Join(i.dir, configFile), Port: e.Port}
+	return terms.Places{Name: e.Name, Data: i.data(), Config: i.path(configFile), Port: e.Port}
 }
 
 // environment is all that a process of the instance has.
@@ -55,7 +54,7 @@ func (i *hosted) start(ctx context.Context, e entry) error {
 		return err
 	}
 	said := int64(0)
-	if info, err := os.Stat(filepath.Join(i.dir, logFile)); err == nil {
+	if info, err := os.Stat(i.path(logFile)); err == nil {
 		said = info.Size()
 	}
 	cfg, err := i.runtime(e).command(ctx, e)
@@ -77,7 +76,7 @@ func (i *hosted) start(ctx context.Context, e entry) error {
 func (i *hosted) program(e entry, command []string) (process.Config, error) {
 	limits, err := e.Spec.Limits()
 	return process.Config{
-		Command: i.places(e).Fill(command), Dir: i.data(), Env: i.environment(e), User: e.Spec.User, Limits: limits, Log: filepath.Join(i.dir, logFile),
+		Command: i.places(e).Fill(command), Dir: i.data(), Env: i.environment(e), User: e.Spec.User, Limits: limits, Log: i.path(logFile),
 	}, err
 }
 
@@ -90,7 +89,7 @@ func (i *hosted) configure(e entry) error {
 	if err != nil {
 		return fmt.Errorf("config: %w: %w", content.ErrInvalid, err)
 	}
-	path := filepath.Join(i.dir, configFile)
+	path := i.path(configFile)
 	if err := os.WriteFile(path, []byte(i.places(e).Fill([]string{string(b)})[0]), 0o600); err != nil {
 		return err
 	}
@@ -178,14 +177,11 @@ func (i *hosted) look(ctx context.Context, e entry) error {
 
 // stop ends the workload, and all that it has started.
 func (i *hosted) stop(ctx context.Context, e entry) error {
-	if i.proc == nil {
-		if i.adopt(); i.proc == nil && e.Process != nil {
-			if _, err := process.Adopt(*e.Process, i.cgroup()); !errors.Is(err, content.ErrNotFound) {
-				return fmt.Errorf("whether process %d runs can't be told: %w", e.Process.PID, err)
-			}
-		}
-	}
-	if i.proc != nil {
+	switch err := i.adopt(); {
+	case errors.Is(err, content.ErrNotFound):
+	case err != nil:
+		return err
+	default:
 		if err := i.runtime(e).part(ctx, e); err != nil {
 			i.hub.cfg.Log.Warn("a workload does not end as it is asked to, and is told to", "name", i.name, "err", err)
 		}

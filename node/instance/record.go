@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	numbers "math/rand/v2"
 	"time"
 
 	"github.com/grangemesh/grange/node/instance/terms"
@@ -31,7 +32,7 @@ func (i *hosted) record(ctx context.Context) (r *catalog.Record, body catalog.In
 }
 
 // isMine reports whether a record names this node by what the entry has claimed.
-func (e entry) isMine(i *hosted, body catalog.Instance) bool {
+func (i *hosted) isMine(e entry, body catalog.Instance) bool {
 	return body.State == catalog.Attached && body.Holder == i.hub.cfg.Self && body.Incarnation == e.Incarnation && e.Incarnation != 0
 }
 
@@ -52,7 +53,7 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 	}
 	e, _ := i.now()
 	switch there := body.ID != (catalog.InstanceID{}); {
-	case there && e.isMine(i, body):
+	case there && i.isMine(e, body):
 		return nil
 	case there:
 		err = i.hub.mayClaim(*base, body, terms.Request{Spec: e.Spec, Takeover: e.Takeover})
@@ -68,7 +69,7 @@ func (i *hosted) claimOnce(ctx context.Context) error {
 	if body.Spec, err = e.Spec.Encode(); err != nil {
 		return err
 	}
-	body.Epoch, body.Incarnation, body.Holder, body.State = body.Epoch+1, random(), i.hub.cfg.Self, catalog.Attached
+	body.Epoch, body.Incarnation, body.Holder, body.State = body.Epoch+1, max(1, numbers.Uint64()), i.hub.cfg.Self, catalog.Attached
 	err = i.change(func(e *entry) error {
 		e.ID, e.Epoch, e.Incarnation, e.Saved, e.Root = body.ID, body.Epoch, body.Incarnation, body.SavedAt(), rootOf(i.hub.cfg.Codec, body)
 		return nil
@@ -104,6 +105,7 @@ func (h *Hub) mayClaim(r catalog.Record, body catalog.Instance, req terms.Reques
 		content.Held, h.cfg.Who(body.Holder), r.SignedAt.UTC().Format(time.RFC3339), saved)
 }
 
+// commit writes the record in place of base; ErrConflict where another has come there.
 func (i *hosted) commit(ctx context.Context, base *catalog.Record, body catalog.Instance) error {
 	b, err := body.Encode(i.hub.cfg.Codec)
 	if err != nil {
@@ -130,7 +132,7 @@ func (i *hosted) own(ctx context.Context) (*catalog.Record, catalog.Instance, er
 		return nil, body, fmt.Errorf("%w: it was obliterated", content.ErrFenced)
 	case body.ID == e.ID && body.Epoch < e.Epoch:
 		return nil, body, errOld
-	case !e.isMine(i, body):
+	case !i.isMine(e, body):
 		return nil, body, fmt.Errorf("%w: %s has it by now, with epoch %d, and this node had epoch %d", content.ErrFenced, i.hub.cfg.Who(body.Holder), body.Epoch, e.Epoch)
 	}
 	return base, body, nil
@@ -162,7 +164,7 @@ func (i *hosted) forget(ctx context.Context, e entry) error {
 		return err
 	}
 	lost := body.Holder == i.hub.cfg.Self && e.Incarnation == 0 // it names this node, which has nothing of it
-	if body.State == catalog.Attached && !e.isMine(i, body) && !lost {
+	if body.State == catalog.Attached && !i.isMine(e, body) && !lost {
 		return fmt.Errorf("%w: %s has it", content.ErrFenced, i.hub.cfg.Who(body.Holder))
 	}
 	if e.ID = body.ID; body.Disk != (content.VolumeID{}) {

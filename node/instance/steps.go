@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
 
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance/process"
@@ -56,36 +56,31 @@ func (i *hosted) clear(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(clear(i.dir), i.ungroup()); err != nil {
+	if err := errors.Join(strip(i.dir), i.ungroup()); err != nil {
 		return err
 	}
 	return i.change(func(e *entry) error { e.Port, e.Process = 0, nil; return nil })
 }
 
-// adopt finds the process again that an earlier start of the node has begun, before anything is done.
-func (i *hosted) adopt() {
+// adopt finds the process again that an earlier start of the node has begun, unless it is known; ErrNotFound where none runs.
+func (i *hosted) adopt() error {
 	e, _ := i.now()
-	if e.Process == nil {
-		return
+	switch {
+	case i.proc != nil:
+		return nil
+	case e.Process == nil:
+		return content.ErrNotFound
 	}
 	p, err := process.Adopt(*e.Process, i.cgroup())
-	switch {
-	case err == nil:
+	if err == nil {
 		i.proc, i.adopted = p, true
-	case errors.Is(err, content.ErrNotFound): // it has ended; who waits for it sees that
-	default:
-		i.hub.cfg.Log.Error("whether a workload runs can't be told", "name", i.name, "pid", e.Process.PID, "err", err)
+	} else if !errors.Is(err, content.ErrNotFound) {
+		err = fmt.Errorf("whether process %d runs can't be told: %w", e.Process.PID, err)
 	}
+	return err
 }
 
-// leave lets go of the process, which goes on.
-func (i *hosted) leave() {
-	if i.proc != nil {
-		_ = i.proc.Close()
-	}
-}
-
-// letGo closes a process that has ended.
+// letGo closes the process: it has ended, or goes on without this node.
 func (i *hosted) letGo() {
 	if i.proc != nil {
 		_ = i.proc.Close()
@@ -99,5 +94,6 @@ func (i *hosted) ended() error {
 	return i.change(func(e *entry) error { e.Process = nil; return nil })
 }
 
-// data is the folder of what the workload has.
-func (i *hosted) data() string { return i.dir + string(os.PathSeparator) + dataDir }
+// path is that of a name in the instance's folder, and data the one of what the workload has.
+func (i *hosted) path(name string) string { return filepath.Join(i.dir, name) }
+func (i *hosted) data() string            { return i.path(dataDir) }

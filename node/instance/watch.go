@@ -3,7 +3,7 @@ package instance
 import (
 	"context"
 	"errors"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/node/instance/process"
@@ -43,7 +43,7 @@ func (i *hosted) rest(ctx context.Context, e entry, changed <-chan struct{}) {
 	}
 }
 
-// happens is on for what nobody waits for.
+// happens is on for what nobody waits for, and what is found out once more where it can't be logged.
 func (i *hosted) happens(ev state.Event, why error) {
 	if err := i.on(ev, why); err != nil {
 		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "event", ev, "err", err)
@@ -53,29 +53,31 @@ func (i *hosted) happens(ev state.Event, why error) {
 
 // watch watches a workload that runs.
 func (i *hosted) watch(ctx context.Context, e entry, changed <-chan struct{}) {
-	if i.proc == nil && !i.found(ctx, e) {
+	switch err := i.adopt(); {
+	case errors.Is(err, content.ErrNotFound):
+		i.crashed(nil)
+		return
+	case err != nil: // it may run: nothing is done about it
+		i.wait(ctx, lookEvery, nil)
 		return
 	}
 	ctx, stop := context.WithCancel(ctx)
-	var learning atomic.Bool
-	done := make(chan struct{})
-	ended := make(chan error, 1)
 	looking, over := context.WithCancel(ctx) // a look does not keep what happens meanwhile waiting
-	go func() { ended <- i.proc.Wait(ctx); over() }()
-	go func() {
+	ended, beside := make(chan error, 1), sync.WaitGroup{}
+	defer beside.Wait()
+	defer stop()
+	proc := i.proc
+	beside.Go(func() {
+		defer over()
+		ended <- proc.Wait(ctx)
+	})
+	beside.Go(func() {
+		defer over()
 		select {
 		case <-changed:
-			over()
 		case <-looking.Done():
 		}
-	}()
-	defer func() {
-		stop()
-		if learning.Load() {
-			<-done
-		}
-		<-ended
-	}()
+	})
 	tick, owned, recall := time.NewTicker(lookEvery), time.NewTicker(ownedEvery), time.After(recallAfter)
 	defer tick.Stop()
 	defer owned.Stop()
@@ -87,14 +89,12 @@ func (i *hosted) watch(ctx context.Context, e entry, changed <-chan struct{}) {
 		case <-ctx.Done():
 			return
 		case err := <-ended:
-			ended <- nil
 			if ctx.Err() == nil {
 				i.crashed(err)
 			}
 			return
 		case <-recall:
-			learning.Store(true)
-			go func() { defer close(done); i.hub.recalls.do(ctx, func() error { i.recall(ctx); return nil }) }()
+			beside.Go(func() { _ = i.hub.recalls.do(ctx, func() error { i.recall(ctx); return nil }) }) // it says itself what fails
 		case <-owned.C:
 			if i.taken(looking) {
 				return
@@ -145,25 +145,6 @@ func (i *hosted) isUsed(ctx context.Context, e entry) (bool, error) {
 	return status == 0, err
 }
 
-// found adopts a process that is not known here yet; it reports false where there is none to watch.
-func (i *hosted) found(ctx context.Context, e entry) bool {
-	if e.Process == nil {
-		i.crashed(nil)
-		return false
-	}
-	p, err := process.Adopt(*e.Process, i.cgroup())
-	switch {
-	case err == nil:
-		i.proc = p
-		return true
-	case errors.Is(err, content.ErrNotFound):
-		i.crashed(nil)
-	default: // it may run: nothing is done about it
-		i.wait(ctx, lookEvery, nil)
-	}
-	return false
-}
-
 // crashed notes that a workload has ended by itself.
 func (i *hosted) crashed(how error) {
 	if how == nil {
@@ -171,11 +152,7 @@ func (i *hosted) crashed(how error) {
 	}
 	i.hub.cfg.Log.Warn("the workload of an instance has ended by itself", "name", i.name, "how", how)
 	i.letGo()
-	err := i.change(func(e *entry) error { e.Process = nil; return e.on(state.Exited, how) })
-	if err != nil { // it is found out once more
-		i.hub.cfg.Log.Error("what has happened to an instance can't be logged", "name", i.name, "err", err)
-		i.wait(i.hub.ctx, logAgain, nil)
-	}
+	i.happens(state.Exited, how)
 }
 
 // taken looks whether the record still names this node; where that can't be told it does.

@@ -25,10 +25,10 @@ func Overlay(at, lower, upper, work string) error {
 	return nil
 }
 
-// IsOverlaid and IsServed report whether a folder is one of Overlay's, or of Serve's that answers.
+// IsOverlaid reports whether a folder is one of Overlay's.
 func IsOverlaid(dir string) bool { return isOf(dir, unix.OVERLAYFS_SUPER_MAGIC) }
 
-// IsServed is said beside IsOverlaid.
+// IsServed reports whether a folder is one of Serve's, and answers.
 func IsServed(dir string) bool { return isOf(dir, unix.FUSE_SUPER_MAGIC) }
 
 // isOf asks for the mount itself, too: what is not shown yet may lie on a file system of that kind.

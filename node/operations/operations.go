@@ -239,8 +239,9 @@ func (o *Operations) Pause(id string, pause bool) (View, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch running := op.view.State == Running; {
-	case !running || op.view.Paused == pause:
+	switch {
+	case op.view.State != Running || op.view.Paused == pause:
+		return op.copy(), nil
 	case pause && !op.passes:
 		return op.copy(), fmt.Errorf("pause operation %s: %w: it is at nothing that can wait now; try again while it brings data in, or puts them away", id, content.ErrConflict)
 	case pause:
@@ -249,10 +250,8 @@ func (o *Operations) Pause(id string, pause bool) (View, error) {
 		close(op.goOn)
 		op.goOn = nil
 	}
-	if op.view.State == Running && op.view.Paused != pause {
-		op.view.Paused = pause
-		op.view.Revision++
-	}
+	op.view.Paused = pause
+	op.view.Revision++
 	return op.copy(), nil
 }
 

@@ -29,12 +29,8 @@ const (
 // Several files are written at once, and those first that programs begin with: what may be executed, and what is small.
 // warn is told what can't be written.
 func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) error {
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", dir, err)
-	}
 	lost, facts := losses{}, map[string]bool{} // what is a folder
-	place, err := files.NewPlace(fd, lost.add)
+	place, err := placeAt(dir, lost.add)
 	if err != nil {
 		return err
 	}
@@ -63,15 +59,19 @@ func Harvest(ctx context.Context, t *tree.Tree, dir string, warn func(string)) e
 
 // HarvestTop makes a folder what the top of a tree is, but for what is in that.
 func HarvestTop(ctx context.Context, t *tree.Tree, dir string) error {
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", dir, err)
-	}
-	place, err := files.NewPlace(fd, func(string, string) {})
+	place, err := placeAt(dir, func(string, string) {})
 	if err != nil {
 		return err
 	}
 	return errors.Join(place.Put(ctx, planted{t}.entry(ctx, ".", t.Top(), nil)), place.Close())
+}
+
+func placeAt(dir string, lost func(what, path string)) (*files.Place, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	return files.NewPlace(fd, lost)
 }
 
 // turn is when something is written: what files lie in before them, and their other names behind.

@@ -46,10 +46,17 @@ func TestHotFilesFirst(t *testing.T) {
 	src, out := crowded(t), t.TempDir()
 	must(t, os.WriteFile(filepath.Join(src, "z-program"), noise("program", smallMax+1), 0o755))
 	g := planting(t, Options{Path: src, Format: Dir})
-	of := g.open(t)
+	var its []uint64 // chunks
+	of := g.openBy(t, func(ctx context.Context, index uint64, off int, p []byte) error {
+		its = append(its, index)
+		return g.ReadChunk(ctx, index, off, p)
+	})
 	in, err := of.List(t.Context(), of.Top())
 	must(t, err)
-	first, behind := of.Span(in[0])
+	its = nil
+	_, err = of.ReadAt(t.Context(), in[0], make([]byte, in[0].Size), 0)
+	must(t, err)
+	first, behind := its[0], its[len(its)-1]+1
 	read := false
 	slow := g.openBy(t, func(ctx context.Context, index uint64, off int, p []byte) error {
 		if index > first && index+1 < behind && !read { // of no other file

@@ -154,9 +154,11 @@ func table(w io.Writer, v api.Instance) {
 		saved = v.Saved.Local().Format(time.DateTime) + ask.Prefixed(", as ", v.Root.String())
 	}
 	how, what := v.Spec.ReadyWhen()
+	yes := map[bool]string{true: "yes"}
 	for _, x := range [][2]string{
 		{"operation", v.Operation}, {"crashes", crashes}, {"runtime", v.Spec.Runtime}, {"from", cmp.Or(v.Spec.From, "an empty folder")}, {"command", words(v.Spec.Command)},
-		{"env", words(v.Spec.Env)}, {"user", v.Spec.User}, {"limits", words(v.Spec.Rlimits)}, {"config", v.Spec.Config}, {"ready", how + ask.Prefixed(":", what)}, {"compact", words(v.Spec.Compact)},
+		{"env", words(v.Spec.Env)}, {"user", v.Spec.User}, {"limits", words(v.Spec.Rlimits)}, {"config", v.Spec.Config}, {"ready", how + ask.Prefixed(":", what)}, {"ready within", span(v.Spec.ReadyTimeout)},
+		{"ends within", span(v.Spec.Grace)}, {"lazy", yes[v.Spec.Lazy]}, {"mesh", yes[v.Spec.Mesh]}, {"no port", yes[v.Spec.NoPort]}, {"keys", words(v.Spec.Keys)}, {"compact", words(v.Spec.Compact)},
 		{"idle", span(v.Spec.Idle)}, {"probe", words(v.Spec.Probe)}, {"memory", size(v.Spec.Memory)}, {"disk", size(v.Spec.Disk)}, {"processors", number(v.Spec.CPUs)}, {"kernel", v.Spec.Kernel}, {"initrd", v.Spec.Initrd}, {"append", v.Spec.Append}, {"target", v.Spec.Target},
 		{"port", number(v.Port)}, {"process", number(v.PID)}, {"data", v.Dir}, {"put away", saved},
 	} {

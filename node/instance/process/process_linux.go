@@ -300,8 +300,8 @@ func (p *Process) Wait(ctx context.Context) error {
 	return err
 }
 
-// Signal sends one to the process, and to none other.
-func (p *Process) Signal(sig unix.Signal) error {
+// signal sends one to the process, and to none other.
+func (p *Process) signal(sig unix.Signal) error {
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
 		return err
@@ -317,7 +317,7 @@ func (p *Process) Signal(sig unix.Signal) error {
 // Stop asks the process to end, and ends it by force when it has not within grace: with all of its control group, or of
 // its session's first process group.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
-	if err := p.Signal(unix.SIGTERM); err != nil {
+	if err := p.signal(unix.SIGTERM); err != nil {
 		return err
 	}
 	patient, cancel := context.WithTimeout(ctx, grace)
@@ -326,7 +326,7 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		if err := p.Signal(unix.SIGKILL); err != nil {
+		if err := p.signal(unix.SIGKILL); err != nil {
 			return err
 		}
 		sure, cancel := context.WithTimeout(ctx, killedWait)
@@ -374,10 +374,7 @@ func (p *Process) end(pid int) error {
 	if _, session, ended, err := look(pid); err != nil || ended || session != p.PID { // it was another's by then
 		return nil
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end process %d: %w", pid, err)
-	}
-	return nil
+	return kill(fd, pid)
 }
 
 const (

@@ -25,7 +25,7 @@ func begin(t *testing.T, script string) (*Process, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = errors.Join(p.Signal(unix.SIGKILL), p.Close()) })
+	t.Cleanup(func() { _ = errors.Join(p.signal(unix.SIGKILL), p.Close()) })
 	return p, cfg
 }
 

@@ -8,6 +8,7 @@ package state
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -175,12 +176,10 @@ func (i Instance) refusal(e Event) error {
 		Provision: {Provisioned}, Hibernate: {Hibernated}, Wake: {Provisioned}, Deprovision: {Unprovisioned},
 		Exited: {Unprovisioned, Hibernated, Crashed, Orphaned}, Idle: {Unprovisioned, Crashed, Orphaned}, Due: {Unprovisioned, Provisioned, Hibernated, Orphaned}, Fenced: {Unprovisioned, Orphaned},
 	}
-	for _, s := range already[e] {
-		if s == i.State {
-			return nil
-		}
-	}
-	if i.State == Orphaned {
+	switch {
+	case slices.Contains(already[e], i.State):
+		return nil
+	case i.State == Orphaned:
 		return fmt.Errorf("%w: another node has it; what is here stays until it is obliterated", content.ErrFenced)
 	}
 	return fmt.Errorf("%w: it is %s", content.ErrConflict, i.State)

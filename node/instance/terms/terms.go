@@ -274,17 +274,10 @@ func limitNames() []string {
 }
 
 // Patience is how long a workload may take until it is ready.
-func (s Spec) Patience() time.Duration { return or(s.ReadyTimeout, readyDefault) }
+func (s Spec) Patience() time.Duration { return cmp.Or(s.ReadyTimeout.Duration(), readyDefault) }
 
 // GraceTime is how long one may take to end.
-func (s Spec) GraceTime() time.Duration { return or(s.Grace, graceDefault) }
-
-func or(s Seconds, usual time.Duration) time.Duration {
-	if s == 0 {
-		return usual
-	}
-	return s.Duration()
-}
+func (s Spec) GraceTime() time.Duration { return cmp.Or(s.Grace.Duration(), graceDefault) }
 
 // Scope is that of what is put away, on a node of a farm.
 func (s Spec) Scope(farm string) content.Scope {
@@ -293,9 +286,6 @@ func (s Spec) Scope(farm string) content.Scope {
 	}
 	return content.Farm(farm)
 }
-
-// HasPort reports whether it is given a port.
-func (s Spec) HasPort() bool { return !s.NoPort }
 
 // ReadyWhen is what says that it is ready: tcp, http with the path that is asked for, log with what is said there, or none;
 // and "" for what is none of these.

@@ -3,7 +3,6 @@ package tree
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -182,9 +181,4 @@ func decodeListing(c *content.Codec, of *Entry, b []byte) (entries []Entry, err 
 		return nil, fmt.Errorf("listing: %w: its folder says other sums", content.ErrCorrupt)
 	}
 	return entries, nil
-}
-
-// Sort has what a folder has by rising names, as a walk gives it.
-func Sort(entries []Entry) {
-	slices.SortFunc(entries, func(a, b Entry) int { return bytes.Compare(a.Name, b.Name) })
 }

@@ -90,14 +90,11 @@ type File struct {
 	data, listing int64 // where both begin, in data and listings
 }
 
-// Listing is where a folder's listing begins among the bytes of data and listings: no two folders that are not empty have
-// one place, and each has more bytes there than entries.
-func (f File) Listing() int64 { return f.listing }
-
 // FirstNumber is that of the top, where what is in a tree is numbered, see Number.
 const FirstNumber = 1
 
-// Number is one for what stands at a place in a folder, as an inode has: no two in a tree have the same.
+// Number is one for what stands at a place in a folder, as an inode has. No two in a tree have the same: nor do the listings of
+// two folders that are not empty begin at one byte, and each has more bytes than entries.
 func (f File) Number(place int) uint64 { return FirstNumber + 1 + uint64(f.listing) + uint64(place) }
 
 // Open reads what every reader needs of a tree: the table of its chunks, and the top's entry. A root that is no tree
@@ -220,16 +217,6 @@ func (t *Tree) ReadAt(ctx context.Context, f File, p []byte, off int64) (n int, 
 		at += r.Length
 	}
 	return len(p), err
-}
-
-// Span is the chunks that hold a file's bytes: the first, and the one behind the last.
-func (t *Tree) Span(f File) (first, behind uint64) {
-	if f.Data == 0 {
-		return 0, 0
-	}
-	first, _, _ = t.find(f.data)
-	last, _, _ := t.find(f.data + f.Data - 1)
-	return first, last + 1
 }
 
 // ReadStream implements the type of that name; what is not in the tree is ErrCorrupt.

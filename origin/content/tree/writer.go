@@ -34,7 +34,7 @@ type Config struct {
 	Codec *content.Codec
 	// Add takes the next chunk: 1 to ChunkSize bytes, valid until it returns.
 	Add func(ctx context.Context, index uint64, raw []byte) error
-	// Known, nil is for no segment, returns what one was cut into whose files have not changed since, by its key; then they
+	// Known, where it is not nil, returns what a segment was cut into whose files have not changed since, by its key; then they
 	// are not read, and Keep takes its chunks instead of Add. Note, unless nil, is told of each segment that has a key.
 	Known func(key content.CID) (Segment, bool)
 	Keep  func(ctx context.Context, index uint64, p Piece) error

@@ -148,6 +148,7 @@ func (x *Place) Prune(keep func(path string, folder bool) bool) error {
 	return err
 }
 
+// Put has what is at an entry's path be as the entry says.
 func (x *Place) Put(ctx context.Context, e *Entry) error {
 	err := x.place(ctx, e)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.ELOOP) {
