@@ -300,7 +300,7 @@ func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.
 	case e == state.Deprovision, gone:
 		return nil, nil
 	case e != state.Provision && e != state.Obliterate:
-		return nil, fmt.Errorf("%w: this node does not have it", content.ErrNotFound)
+		return nil, errElsewhere
 	case e == state.Provision && req.IsZero(): // it was here just now
 		return nil, errGone
 	case e == state.Provision:
@@ -359,7 +359,7 @@ func (h *Hub) complete(ctx context.Context, name string, req *terms.Request) (er
 func (h *Hub) Port(name string) (int, error) {
 	i := h.get(name)
 	if i == nil {
-		return 0, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+		return 0, fmt.Errorf("instance %q: %w", name, errElsewhere)
 	}
 	e, _ := i.now()
 	switch {

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -109,7 +107,7 @@ func (i *hosted) hasSaid(behind int64, what string) error {
 func (h *Hub) Logs(ctx context.Context, name string, last int64, follow bool, w io.Writer) error {
 	i := h.get(name)
 	if i == nil {
-		return fmt.Errorf("logs of instance %q: %w: this node does not have it", name, content.ErrNotFound)
+		return fmt.Errorf("logs of instance %q: %w", name, errElsewhere)
 	}
 	f, err := os.Open(filepath.Join(i.dir, logFile))
 	if errors.Is(err, fs.ErrNotExist) {

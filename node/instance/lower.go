@@ -92,7 +92,7 @@ func Show(ctx context.Context, dir string, read tree.ReadChunk, stream tree.Read
 func (h *Hub) Lower(name string) (*images.Lent, error) {
 	i := h.get(name)
 	if i == nil {
-		return nil, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+		return nil, fmt.Errorf("instance %q: %w", name, errElsewhere)
 	}
 	lent, err := folder{i}.lent()
 	if err == nil && lent == nil {

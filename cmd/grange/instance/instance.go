@@ -72,7 +72,13 @@ func (c *named) do(ctx context.Context, app *ask.Node, std ask.Stdio, command *k
 	if err != nil {
 		return err
 	}
-	return ask.Show(app, std, raw, func(w io.Writer, v api.Instance) { fmt.Fprintln(w, standing(v)) })
+	return ask.Show(app, std, raw, func(w io.Writer, v api.Instance) {
+		out := standing(v)
+		if begun.State == state.Unprovisioned && begun.Farm == "" { // there was nothing to do
+			out = v.Name + " is not on this node; `grange instance ls --all` says who has it"
+		}
+		fmt.Fprintln(w, out)
+	})
 }
 
 // now is the document of the instance: where there is none, that of one that is not provisioned, as the API answers a change.
@@ -156,8 +162,9 @@ func table(w io.Writer, v api.Instance) {
 	how, what := v.Spec.ReadyWhen()
 	for _, x := range [][2]string{
 		{"operation", v.Operation}, {"crashes", crashes}, {"runtime", v.Spec.Runtime}, {"from", cmp.Or(v.Spec.From, "an empty folder")}, {"command", words(v.Spec.Command)},
-		{"env", words(v.Spec.Env)}, {"user", v.Spec.User}, {"limits", words(v.Spec.Rlimits)}, {"config", v.Spec.Config}, {"ready", how + ask.Prefixed(":", what)}, {"compact", words(v.Spec.Compact)},
-		{"idle", span(v.Spec.Idle)}, {"probe", words(v.Spec.Probe)}, {"memory", size(v.Spec.Memory)}, {"disk", size(v.Spec.Disk)}, {"processors", number(v.Spec.CPUs)}, {"kernel", v.Spec.Kernel}, {"initrd", v.Spec.Initrd}, {"append", v.Spec.Append}, {"target", v.Spec.Target},
+		{"env", words(v.Spec.Env)}, {"user", v.Spec.User}, {"limits", words(v.Spec.Rlimits)}, {"config", v.Spec.Config}, {"ready", how + ask.Prefixed(":", what)}, {"ready within", span(v.Spec.ReadyTimeout)}, {"grace", span(v.Spec.Grace)}, {"compact", words(v.Spec.Compact)},
+		{"idle", span(v.Spec.Idle)}, {"probe", words(v.Spec.Probe)}, {"memory", size(v.Spec.Memory)}, {"disk", size(v.Spec.Disk)}, {"processors", number(v.Spec.CPUs)}, {"kernel", v.Spec.Kernel}, {"initrd", v.Spec.Initrd}, {"append", v.Spec.Append}, {"keys", words(v.Spec.Keys)}, {"target", v.Spec.Target},
+		{"lazy", yes(v.Spec.Lazy)}, {"mesh", yes(v.Spec.Mesh)}, {"no port", yes(v.Spec.NoPort)},
 		{"port", number(v.Port)}, {"process", number(v.PID)}, {"data", v.Dir}, {"put away", saved},
 	} {
 		if x[1] != "" && x[1] != "-" {
@@ -175,6 +182,13 @@ func words(list []string) string {
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+func yes(is bool) string {
+	if is {
+		return "yes"
+	}
+	return ""
 }
 
 func size(n int64) string {
