@@ -164,7 +164,7 @@ func seen(i api.Image) string {
 }
 
 type imageArg struct {
-	Name string `arg:"" help:"The image or tag."`
+	Name string `arg:"" help:"The image, tree or tag."`
 }
 
 type imageShowCmd struct{ imageArg }
@@ -185,8 +185,8 @@ func (c *imageShowCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) er
 }
 
 type imageTagCmd struct {
-	Name string `arg:"" help:"The image."`
-	Tag  string `arg:"" help:"The tag, which stands for what the image is now."`
+	Name string `arg:"" help:"The image or tree."`
+	Tag  string `arg:"" help:"The tag, which stands for what that is now."`
 }
 
 func (c *imageTagCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {

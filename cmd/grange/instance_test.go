@@ -63,6 +63,7 @@ func TestLifeOfAnInstance(t *testing.T) {
 	h.does(t, "web1 is provisioned\n", append([]string{"provision", "web1"}, workload...)...) // as it is
 	h.does(t, "provisioned", "ls")
 	h.does(t, "command   sh -c ", "show", "web1")
+	h.does(t, "no port   yes", "show", "web1")
 	until(t, "its first words", func() bool { return h.does(t, "", "logs", "web1") == "said 1 times\n" })
 	if last := h.does(t, "", "logs", "web1", "--last", "6B"); last != "times\n" {
 		t.Errorf("%q", last)
@@ -92,7 +93,9 @@ func TestLifeOfAnInstance(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.does(t, "", "obliterate", "web1", "--json")), &v); err != nil || v.State != "unprovisioned" || v.Operation != "" {
 		t.Errorf("%+v, %v", v, err)
 	}
-	h.does(t, "web1 is unprovisioned\n", "obliterate", "web1")
+	for _, absent := range []string{"obliterate", "deprovision"} {
+		h.does(t, "web1 is not on this node", absent, "web1")
+	}
 	for _, lost := range []string{"show", "logs", "hibernate", "wake", "provision"} {
 		if code, _, complaint := command(t, "instance", lost, "web1", "--data", h.data); code != 1 || !strings.Contains(complaint, "not found") {
 			t.Errorf("%s: code %d, %s", lost, code, complaint)
@@ -175,9 +178,9 @@ func TestProvisionThatFails(t *testing.T) {
 // TestWhatProvisionRefuses before the node is asked, and what it asks for otherwise.
 func TestWhatProvisionRefuses(t *testing.T) {
 	for _, x := range []struct{ line, want string }{
-		{"a/b -- x", "name \"a/b\""}, {"web1 --no-port", "needs a command"}, {"web1 --command x -- y", "both in --command and behind --"}, {"web1 --from debian -- x", "want image:NAME"},
+		{"a/b -- x", "name \"a/b\""}, {"web1 --no-port", "needs a command"}, {"web1 --command x -- y", "both in --command and behind --"}, {"web1 --from debian -- x", "want tree:NAME"},
 		{"web1 --runtime docker", "--runtime must be one of"}, {"web1 --rlimit files=3 -- x", "want NAME=N"}, {"web1 --ready 80 -- x", "want tcp, http:/PATH, log:TEXT or none"}, {"web1 --env A -- x", "want NAME=VALUE"},
-		{"web1 --idle 0s -- x", "is not a time"}, {"web1 --memory much -- x", "is not a size"}, {"web1 --no-port --idle 1h -- x", "without a port"}, {"web1 -c x", "unknown flag -c"}, {"web1 --key k -- x", "are for a vm"},
+		{"web1 --idle 0s -- x", "is not a time"}, {"web1 --memory much -- x", "is not a size"}, {"web1 --no-port --idle 1h -- x", "without a port"}, {"web1 -c x", "unknown flag -c"}, {"web1 --key k -- x", "are for a vm"}, {"vm1 --lazy --from image:debian", "are for a process"},
 	} {
 		code, _, complaint := command(t, append([]string{"instance", "provision", "--data", t.TempDir()}, strings.Fields(x.line)...)...)
 		if code != 2 || !strings.Contains(complaint, x.want) {

@@ -278,6 +278,7 @@ func (i *hosted) proceed(ctx context.Context, e entry, changed <-chan struct{}) 
 	}
 	if err != nil {
 		i.hub.cfg.Log.Warn("a step of an instance has failed", "name", i.name, "state", e.State, "step", step, "err", err)
+		i.Update(func(v *operations.View) { v.Note = "what went wrong last: " + content.Line(err) })
 	}
 	failed := i.change(func(now *entry) error {
 		if ev == state.Done && (len(now.Left) == 0 || now.Left[0] != step) { // it was taken away meanwhile

@@ -175,7 +175,7 @@ func (h *Hub) here(name string) (*hosted, error) {
 	if i := h.get(name); i != nil {
 		return i, nil
 	}
-	return nil, fmt.Errorf("instance %q: %w: this node does not have it", name, content.ErrNotFound)
+	return nil, fmt.Errorf("instance %q: %w", name, errElsewhere)
 }
 
 // drop forgets an instance that is here no more.
@@ -318,7 +318,7 @@ func (h *Hub) asked(ctx context.Context, name string, e state.Event, req *terms.
 	case e == state.Deprovision, gone:
 		return nil, nil
 	case e != state.Provision && e != state.Obliterate:
-		return nil, fmt.Errorf("%w: this node does not have it", content.ErrNotFound)
+		return nil, errElsewhere
 	case e == state.Provision && req.IsZero(): // it was here just now
 		return nil, errGone
 	case e == state.Provision:

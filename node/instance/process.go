@@ -115,10 +115,14 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 	defer func() { end(nil); <-ended }()
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = readyAtFirst, readyAtMost
+	lacking := ""
 	for {
 		err := i.runtime(e).look(ctx, e)
 		if err == nil && ctx.Err() == nil {
 			return nil
+		}
+		if ctx.Err() == nil {
+			lacking = "; " + content.Line(err)
 		}
 		timer := time.NewTimer(b.NextBackOff())
 		select {
@@ -131,15 +135,16 @@ func (i *hosted) await(ctx context.Context, e entry) error {
 			case i.adopted:
 				return nil
 			default:
-				return fmt.Errorf("%w%s", err, i.lastWords())
+				return fmt.Errorf("%w%s%s", err, lacking, i.lastWords())
 			}
 		}
 	}
 }
 
 var (
-	errLate  = fmt.Errorf("%w: it was not ready in time, see --ready and --ready-timeout", content.ErrUnavailable)
-	errEarly = fmt.Errorf("%w: it has ended before it was ready", content.ErrUnavailable)
+	errElsewhere = fmt.Errorf("%w: this node does not have it; `grange instance ls --all` says who does", content.ErrNotFound)
+	errLate      = fmt.Errorf("%w: it was not ready in time, see --ready and --ready-timeout", content.ErrUnavailable)
+	errEarly     = fmt.Errorf("%w: it has ended before it was ready", content.ErrUnavailable)
 )
 
 // look is nil once the workload is ready.

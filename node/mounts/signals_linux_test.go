@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/origin/content/tree"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -22,7 +24,7 @@ func TestSignals(t *testing.T) {
 	}
 	reads, goOn, of := make(chan struct{}), make(chan struct{}), planted(t, src)
 	m := newMounts(t, filepath.Join(t.TempDir(), "mounts.json"), of.Over(func(ctx context.Context, p []byte, at int64) error {
-		if at > of.Top().Listing() {
+		if at > int64(of.Top().Number(0)-tree.FirstNumber-1) {
 			reads <- struct{}{}
 			select {
 			case <-goOn:

@@ -67,12 +67,22 @@ func (c *named) do(ctx context.Context, app *ask.Node, std ask.Stdio, command *k
 		op := api.Operation{ID: begun.Operation, Kind: command.Selected().Name, Target: c.Name}
 		if err = app.FollowAside(ctx, std, op); err == nil {
 			raw, err = c.now(ctx, app)
+		} else if ctx.Err() != nil && command.Selected().Name == "obliterate" { // which nobody can give up
+			err = fmt.Errorf("obliterate %s: it goes on; `grange instance show %s` says how far it is", c.Name, c.Name)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return ask.Show(app, std, raw, func(w io.Writer, v api.Instance) { fmt.Fprintln(w, standing(v)) })
+	return ask.Show(app, std, raw, func(w io.Writer, v api.Instance) {
+		out := standing(v)
+		if command.Selected().Name == "obliterate" && v.Node != "" && v.State != state.Unprovisioned && v.Operation == "" { // of an orphan
+			out = v.Name + " is gone here; " + v.Node + " has it"
+		} else if begun.State == state.Unprovisioned && begun.Farm == "" { // there was nothing to do
+			out = v.Name + " is not on this node; `grange instance ls --all` says who has it"
+		}
+		fmt.Fprintln(w, out)
+	})
 }
 
 // now is the document of the instance: where there is none, that of one that is not provisioned, as the API answers a change.

@@ -154,7 +154,7 @@ func TestSweptByFolder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = errors.Join(p.Signal(unix.SIGKILL), p.Close()) })
+		t.Cleanup(func() { _ = errors.Join(p.signal(unix.SIGKILL), p.Close()) })
 		says(t, cfg, "begun")
 		return p, cfg
 	}

@@ -182,6 +182,9 @@ func (i Instance) refusal(e Event) error {
 	case i.State == Orphaned:
 		return fmt.Errorf("%w: another node has it; what is here stays until it is obliterated", content.ErrFenced)
 	}
+	if e == Provision && i.State == Hibernated {
+		return fmt.Errorf("%w: it is %s; `grange instance wake` starts it", content.ErrConflict, i.State)
+	}
 	return fmt.Errorf("%w: it is %s", content.ErrConflict, i.State)
 }
 

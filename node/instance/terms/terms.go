@@ -147,9 +147,9 @@ func (s Spec) checkProcess() error {
 	case s.From != "" && content.KindTree.CheckName(s.Tree()) != nil:
 		return fmt.Errorf("from %.60q: %w: a process is run over tree:NAME; leave --runtime out for a vm", s.From, content.ErrInvalid)
 	case len(s.Command) == 0 || s.Command[0] == "":
-		return fmt.Errorf("%w: a process needs a command: grange instance provision NAME … -- COMMAND ARGUMENT…", content.ErrInvalid)
+		return fmt.Errorf("%w: a process needs a command; as it was before it is run by its name alone: grange instance provision NAME … -- COMMAND ARGUMENT…", content.ErrInvalid)
 	case s.NoPort && (s.Ready == "tcp" || strings.HasPrefix(s.Ready, "http:")), s.NoPort && s.Idle > 0 && len(s.Probe) == 0:
-		return fmt.Errorf("%w: without a port nothing tells when it is ready, or without a probe when it is used", content.ErrInvalid)
+		return fmt.Errorf("%w: without a port it is ready by log:TEXT or none, and idle by a probe: give --ready, --probe or a port", content.ErrInvalid)
 	case s.CPUs > 0, len(s.Keys) > 0, s.Kernel+s.Initrd+s.Append != "":
 		return fmt.Errorf("%w: cpus, keys, kernel, initrd and append are for a vm", content.ErrInvalid)
 	}
@@ -205,13 +205,13 @@ func (s Spec) Tree() string {
 func (s Spec) checkVM() error {
 	switch _, err := content.ParseRef(s.From); {
 	case err != nil:
-		return err
+		return fmt.Errorf("from %.60q: %w: want tree:NAME for a process, or for a vm image:NAME, volume:NAME or snapshot:NAME@N", s.From, content.ErrInvalid)
 	case len(s.Command)+len(s.Env)+len(s.Rlimits)+len(s.Compact)+len(s.Probe) > 0 || s.User != "" || s.Config != "":
 		return fmt.Errorf("%w: command, env, user, rlimits, config, probe and compact are for a process", content.ErrInvalid)
 	case s.Kernel == "" && s.Initrd+s.Append != "", s.Kernel != "" && !filepath.IsAbs(s.Kernel), s.Initrd != "" && !filepath.IsAbs(s.Initrd):
 		return fmt.Errorf("%w: initrd and append come with a kernel, as absolute paths on the node's host", content.ErrInvalid)
 	case s.Mesh, s.Lazy, s.Target != "":
-		return fmt.Errorf("%w: a vm's volume stays in its farm, and at the mesh's origin, and is always brought in as it is read", content.ErrInvalid)
+		return fmt.Errorf("%w: mesh, lazy and target are for a process: a vm's volume stays in its farm, and at the mesh's origin, and is always brought in as it is read", content.ErrInvalid)
 	}
 	return nil
 }
