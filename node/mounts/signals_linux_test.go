@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grangemesh/grange/origin/content/tree"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/origin/content/tree"
 )
 
 // TestSignals: who waits for what is shown is not told of signals that it handles, and ends when it is killed.
