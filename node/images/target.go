@@ -53,6 +53,17 @@ func (im *Images) Target(ctx context.Context, url, dir string) (*Target, error) 
 	return &Target{im, url, store, dir}, nil
 }
 
+// Reach fails where the target can't be listed: its name is wrong, as a rule, or its credentials are.
+func (t *Target) Reach(ctx context.Context) error {
+	for _, err := range t.store.List(ctx, "", "") {
+		if err != nil {
+			return fmt.Errorf("target %s: %w", t.url, err)
+		}
+		break
+	}
+	return nil
+}
+
 func headKey(id content.CID) string { return headsPrefix + id.String() }
 
 // head reads one.

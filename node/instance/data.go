@@ -80,6 +80,15 @@ func (i folder) fill(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
+	if e.Spec.Target != "" { // before the workload has anything to put away there
+		t, err := i.target(ctx, e, body.ID)
+		if err == nil {
+			err = t.Reach(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	var root fetch.Root
 	switch {
 	case !body.Away.IsHole():

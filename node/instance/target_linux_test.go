@@ -57,6 +57,21 @@ func (r reads) Get(ctx context.Context, key string, part bucket.Range) (*bucket.
 	return r.Bucket.Get(ctx, key, part)
 }
 
+// TestNoTarget: an instance whose target can't be had is not provisioned, and can be obliterated.
+func TestNoTarget(t *testing.T) {
+	o := newTargets(t)
+	w := newWorld(t, o, t.TempDir(), 1)
+	spec := still()
+	spec.Target = "file:///proc/nowhere"
+	if _, err := w.do("web", state.Provision, spec); err == nil || !strings.Contains(err.Error(), "target file:///proc/nowhere") {
+		t.Errorf("provisioned with a target that can't be: %v", err)
+	}
+	w.must("web", state.Obliterate, state.Unprovisioned)
+	if _, err := o.Instance(t.Context(), "web"); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("there is left of the record: %v", err)
+	}
+}
+
 // TestPaused: an instance whose data are being brought in, or put away, waits while it is paused, and others go on; a start of
 // the node has it go on, and what has come by then is not read again.
 func TestPaused(t *testing.T) {
