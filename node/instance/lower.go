@@ -113,6 +113,9 @@ func (i folder) lent() (*images.Lent, error) {
 	}
 	b, err := loadBase(i.dir)
 	if errors.Is(err, content.ErrNotFound) {
+		if _, err := os.Lstat(filepath.Join(i.dir, upperDir)); err == nil { // what data shows alone is not all: it is not to be put away
+			return nil, fmt.Errorf("what instance %q began as: %w: %s is gone; what was written since is in %s", i.name, content.ErrCorrupt, filepath.Join(i.dir, baseFile), filepath.Join(i.dir, upperDir))
+		}
 		return nil, nil
 	}
 	if err == nil {

@@ -2,14 +2,17 @@ package instances
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/simulations/lab"
 )
 
 // cut is what is in a folder: the chunks of its tree with the bytes that each takes when it is stored, and its files with their
@@ -52,9 +55,22 @@ func cutOf(t *testing.T, dir string) cut {
 	return out
 }
 
-// fits reports whether what was sent is a tenth more than the chunks that are new, at most, and one node of the tree's map with
-// its page, of a thousand chunks: of little that is new that is much.
-func fits(sent, chunks int64) bool { return float64(sent) <= 1.1*float64(chunks)+80<<10 }
+// putAway deprovisions an instance that had other data when it was put away last, and returns what it has. Sent is a tenth more
+// than the chunks that are new, at most, and one node of the tree's map with its page, of a thousand chunks: of little that is
+// new that is much.
+func putAway(t *testing.T, front *lab.Front, n *lab.Node, i api.Instance, was cut) cut {
+	t.Helper()
+	reach(t, n, http.MethodPost, i.Name+"/hibernate", "", "hibernated")
+	is, before := cutOf(t, i.Dir), front.Taken("packs/")
+	reach(t, n, http.MethodPost, i.Name+"/deprovision", "", "unprovisioned")
+	sent := front.Taken("packs/") - before
+	chunks, files := is.new(was)
+	t.Logf("sent: %d bytes for chunks of %d that are new; %d if files were sent whole", sent, chunks, files)
+	if float64(sent) > 1.1*float64(chunks)+80<<10 {
+		t.Errorf("%d bytes are sent, and %d are in new chunks", sent, chunks)
+	}
+	return is
+}
 
 // new is how many bytes are of what was not there before: in chunks, and in files that are sent whole.
 func (c cut) new(before cut) (chunks, files int64) {

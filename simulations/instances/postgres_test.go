@@ -60,15 +60,6 @@ func TestPostgresTravels(t *testing.T) {
 			}
 			sql(t, n, i, "update pgbench_accounts set abalance = abalance + 1 where aid <= 2000; checkpoint")
 		}
-		reach(t, n, http.MethodPost, "pg/hibernate", "", "hibernated")
-		is, before := cutOf(t, i.Dir), front.Taken("packs/")
-		reach(t, n, http.MethodPost, "pg/deprovision", "", "unprovisioned")
-		sent := front.Taken("packs/") - before
-		chunks, files := is.new(was)
-		t.Logf("sent: %d bytes for chunks of %d that are new; %d if files were sent whole", sent, chunks, files)
-		if !fits(sent, chunks) {
-			t.Errorf("%d bytes are sent, and %d are in new chunks", sent, chunks)
-		}
-		was = is
+		was = putAway(t, front, n, i, was)
 	}
 }

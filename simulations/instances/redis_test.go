@@ -58,16 +58,7 @@ func TestRedisTravels(t *testing.T) {
 	was := cut{}
 	move := func(from, to *lab.Node) {
 		t.Helper()
-		reach(t, from, http.MethodPost, "db/hibernate", "", "hibernated")
-		is, before := cutOf(t, i.Dir), front.Taken("packs/")
-		reach(t, from, http.MethodPost, "db/deprovision", "", "unprovisioned")
-		sent := front.Taken("packs/") - before
-		chunks, files := is.new(was)
-		t.Logf("sent: %d bytes for chunks of %d that are new; %d if files were sent whole", sent, chunks, files)
-		if !fits(sent, chunks) {
-			t.Errorf("%d bytes are sent, and %d are in new chunks", sent, chunks)
-		}
-		was, i = is, reach(t, to, http.MethodPut, "db", "", "provisioned")
+		was, i = putAway(t, front, from, i, was), reach(t, to, http.MethodPut, "db", "", "provisioned")
 		if got := digest(t, to, i); got != want {
 			t.Errorf("on %s it has %s, want %s", to.Name, got, want)
 		}

@@ -13,10 +13,12 @@ import (
 
 // looks are what people do to be sure of a folder of files: each says the same of two that are the same. The times of
 // reading and of changes to attributes, and the sizes that file systems give folders, are nobody's.
-var looks = map[string]string{
-	"find": `find . \( -type d -printf '%p %y %m %U:%G %T@\n' \) -o -printf '%p %y %m %U:%G %T@ %s %n %l\n' | sort`,
-	"tar":  `tar c --xattrs --xattrs-include='*' --acls --numeric-owner --sort=name --format=posix --pax-option=delete=atime,delete=ctime,exthdr.name=%d/%f . | sha256sum`,
-	"dpkg": `dpkg --root="$PWD" --verify; dpkg --root="$PWD" -l | sort`,
+func looks() map[string]string {
+	return map[string]string{
+		"find": `find . \( -type d -printf '%p %y %m %U:%G %T@\n' \) -o -printf '%p %y %m %U:%G %T@ %s %n %l\n' | sort`,
+		"tar":  `tar c --xattrs --xattrs-include='*' --acls --numeric-owner --sort=name --format=posix --pax-option=delete=atime,delete=ctime,exthdr.name=%d/%f . | sha256sum`,
+		"dpkg": `dpkg --root="$PWD" --verify; dpkg --root="$PWD" -l | sort`,
+	}
 }
 
 // TestDebianMounted: the root of a system that a cold farm mounts is the one that was imported, whoever looks: with all that find
@@ -38,7 +40,7 @@ func TestDebianMounted(t *testing.T) {
 	before, at := store.Sent("packs/"), t.TempDir()
 	run(t, nodes[1], "tree", "mount", "system", at)
 	dir := filepath.Join("/proc", fmt.Sprint(nodes[1].PID()), "root", at) // nodes of a lab have mounts of their own
-	for name, script := range looks {
+	for name, script := range looks() {
 		seen := map[string]string{}
 		for _, in := range []string{system.Root, dir} {
 			cmd := exec.CommandContext(t.Context(), "bash", "-o", "pipefail", "-c", script)
