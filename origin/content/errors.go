@@ -2,6 +2,7 @@ package content
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -18,6 +19,8 @@ var (
 	ErrFenced = errors.New("taken away")
 	// ErrCorrupt: bytes do not match their name, checksum or format.
 	ErrCorrupt = errors.New("corrupt")
+	// ErrUnknown: it is ErrCorrupt as far as this version can tell, and says itself that a later one has written it.
+	ErrUnknown = fmt.Errorf("of a version that is not known here: %w", ErrCorrupt)
 	// ErrUnavailable: no source answered; the same call may succeed later.
 	ErrUnavailable = errors.New("unavailable")
 	// ErrForbidden: the certificate or scope does not allow it.

@@ -3,6 +3,7 @@ package content
 import (
 	"encoding/hex"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -15,6 +16,7 @@ import (
 //	            SCOPE/HOUR-ID.suspect  a mark on the pack of that name    once
 //	journals/   VOLUME/EPOCH-AFTER-THROUGH  a sealed segment of a volume  once
 //	            VOLUME/EPOCH-AFTER-tail     what a flush of it has put    once
+//	garbage/    HOUR-ID.batch          what a collection is to delete     over the one before
 //	probe/      ID                     how a start tries what it may      deleted at once
 //
 // and KeyMesh, which says whose origin it is. A NAMESPACE is a Kind.Space, a SCOPE the
@@ -27,6 +29,7 @@ const (
 	KeyPacks    KeySpace = "packs/"
 	KeyIndexes  KeySpace = "index/"
 	KeyJournals KeySpace = "journals/"
+	KeyGarbage  KeySpace = "garbage/"
 	KeyProbes   KeySpace = "probe/"
 
 	KeyMesh = "grange.json"
@@ -43,6 +46,11 @@ func IsImmutableKey(key string) bool {
 		return true
 	}
 	return false
+}
+
+// Spaces are all key spaces.
+func Spaces() []KeySpace {
+	return []KeySpace{KeyGarbage, KeyIndexes, KeyJournals, KeyPacks, KeyProbes, KeyRecords}
 }
 
 // VolumeID names a volume through deletions and creations of its name. It is random.
@@ -80,4 +88,32 @@ type SegmentRef struct {
 // where they begin or end share one.
 func (s SegmentRef) Key() string {
 	return fmt.Sprintf("%s%s/%016x-%016x-%016x", KeyJournals, s.Volume, s.Epoch, s.After.Number, s.Through.Number)
+}
+
+const tailSuffix = "-tail"
+
+// TailKey returns the key of a tail: what a flush has put, behind After. It does not say where that ends, so that one
+// alone can come there.
+func (s SegmentRef) TailKey() string {
+	return fmt.Sprintf("%s%s/%016x-%016x%s", KeyJournals, s.Volume, s.Epoch, s.After.Number, tailSuffix)
+}
+
+// ParseJournalKey returns what the key of a segment or a tail says: the volume, the epoch, and the numbers of the places
+// between which a segment lies; of a tail, that of the first. Any other key is ErrInvalid.
+func ParseJournalKey(key string) (ref SegmentRef, tail bool, err error) {
+	id, rest, _ := strings.Cut(strings.TrimPrefix(key, string(KeyJournals)), "/")
+	rest, tail = strings.CutSuffix(rest, tailSuffix)
+	raw, err := hex.DecodeString(id)
+	if parts := strings.Split(rest, "-"); err == nil && len(raw) == len(ref.Volume) && (tail && len(parts) == 2 || !tail && len(parts) == 3) {
+		ref.Volume = VolumeID(raw)
+		for i, into := range []*uint64{&ref.Epoch, &ref.After.Number, &ref.Through.Number}[:len(parts)] {
+			if *into, err = strconv.ParseUint(parts[i], 16, 64); err != nil {
+				break
+			}
+		}
+		if again := ref.Key(); err == nil && (!tail && again == key || tail && ref.TailKey() == key) {
+			return ref, tail, nil
+		}
+	}
+	return SegmentRef{}, false, fmt.Errorf("key %.200q: %w: want VOLUME/EPOCH-AFTER-THROUGH or VOLUME/EPOCH-AFTER%s", key, ErrInvalid, tailSuffix)
 }

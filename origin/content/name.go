@@ -23,6 +23,10 @@ const (
 	KindSnapshot   Kind = "snapshot"
 	KindInstance   Kind = "instance"
 	KindRevocation Kind = "revocation"
+	// KindLease is of what a member reads that no name may stand for any more, KindCollection of who collects the
+	// origin's garbage. Members don't ask each other for these.
+	KindLease      Kind = "lease"
+	KindCollection Kind = "collection"
 )
 
 // Space returns the namespace that the kind's names live in.
@@ -40,7 +44,7 @@ func (k Kind) CheckName(name string) error {
 	switch k {
 	case KindImage, KindTag, KindTree:
 		return checkReference(name)
-	case KindVolume, KindInstance, KindRevocation:
+	case KindVolume, KindInstance, KindRevocation, KindLease, KindCollection:
 		return CheckName(name)
 	case KindSnapshot:
 		_, err := ParseRef(string(KindSnapshot) + ":" + name)

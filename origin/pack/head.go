@@ -166,7 +166,7 @@ func DecodeHead(c *content.Codec, b []byte) (Head, error) {
 		return Head{}, fmt.Errorf("head: %w", err)
 	}
 	if w.Magic != headMagic {
-		return Head{}, fmt.Errorf("head: %w: magic %.20q, want %q", content.ErrCorrupt, w.Magic, headMagic)
+		return Head{}, fmt.Errorf("head: %w: magic %.20q, want %q", otherMagic(w.Magic, headMagic), w.Magic, headMagic)
 	}
 	root, err := content.DecodeRoot(c, w.Root)
 	if err != nil {
@@ -183,6 +183,14 @@ func DecodeHead(c *content.Codec, b []byte) (Head, error) {
 		return Head{}, fmt.Errorf("head: %w: not the canonical encoding", content.ErrCorrupt)
 	}
 	return h, nil
+}
+
+// otherMagic is ErrUnknown for the magic of another version.
+func otherMagic(got, want string) error {
+	if name, _, ok := strings.Cut(want, "/"); ok && strings.HasPrefix(got, name+"/") {
+		return content.ErrUnknown
+	}
+	return content.ErrCorrupt
 }
 
 // Manifest says what a root needs in the bucket. Garbage collection marks by it.
@@ -258,8 +266,11 @@ func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Manifest{}, fmt.Errorf("manifest: %w", err)
 	}
-	if w.Magic != manifestMagic || w.Root.IsHole() || len(w.Lineage) > content.LineageMax || slices.Contains(w.Lineage, content.CID{}) {
-		return Manifest{}, fmt.Errorf("manifest: %w: magic %.20q, root %s, %d ancestors", content.ErrCorrupt, w.Magic, w.Root, len(w.Lineage))
+	if w.Magic != manifestMagic {
+		return Manifest{}, fmt.Errorf("manifest: %w: magic %.20q, want %q", otherMagic(w.Magic, manifestMagic), w.Magic, manifestMagic)
+	}
+	if w.Root.IsHole() || len(w.Lineage) > content.LineageMax || slices.Contains(w.Lineage, content.CID{}) {
+		return Manifest{}, fmt.Errorf("manifest: %w: root %s, %d ancestors", content.ErrCorrupt, w.Root, len(w.Lineage))
 	}
 	for i, p := range w.Packs {
 		if _, err := ParseID(string(p.ID)); err != nil {

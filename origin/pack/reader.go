@@ -400,7 +400,7 @@ func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
 func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
 	var missing []ID
 	for i := 0; i < len(m.Packs); {
-		prefix := m.Packs[i].ID.hourPrefix()
+		prefix := m.Packs[i].ID.HourPrefix()
 		there := make(map[string]bucket.Info)
 		for info, err := range b.List(ctx, prefix, "") {
 			if err != nil {
@@ -408,7 +408,7 @@ func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID
 			}
 			there[info.Key] = info
 		}
-		for ; i < len(m.Packs) && m.Packs[i].ID.hourPrefix() == prefix; i++ {
+		for ; i < len(m.Packs) && m.Packs[i].ID.HourPrefix() == prefix; i++ {
 			info, ok := there[m.Packs[i].ID.Key()]
 			if !ok || same != nil && !same(m.Packs[i].ID, info) {
 				missing = append(missing, m.Packs[i].ID)

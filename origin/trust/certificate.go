@@ -68,10 +68,12 @@ func (id Identity) MaySign(kind content.Kind, farm string) bool {
 	switch kind {
 	case content.KindInstance:
 		return id.Role.rank() >= RoleNode.rank() && farm != "" && farm == id.Farm || id.Role.rank() >= RolePublisher.rank() && farm == ""
-	case content.KindVolume, content.KindSnapshot:
+	case content.KindVolume, content.KindSnapshot, content.KindLease:
 		return id.Role.rank() >= RoleNode.rank() && farm != "" && farm == id.Farm
 	case content.KindImage, content.KindTag, content.KindTree:
 		return id.Role.rank() >= RolePublisher.rank() && (farm == "" || farm == id.Farm)
+	case content.KindCollection:
+		return id.Role.rank() >= RolePublisher.rank() && farm == ""
 	case content.KindRevocation:
 		return id.Role.rank() >= RoleAdmin.rank()
 	}
