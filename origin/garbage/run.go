@@ -274,5 +274,3 @@ func (r *run) tidy(ctx context.Context) error {
 	}
 	return nil
 }
-
-func (r *run) repack(ctx context.Context, keys []string) error { return nil }
