@@ -227,7 +227,7 @@ func (b *chased) change() error {
 	b.now.drop()
 	b.rival, b.now, b.at, b.quiet, b.came = nil, won, won.from, 0, 0
 	if o := won.object; o.ETag != b.info.ETag || o.Size != b.info.Size {
-		return fmt.Errorf("read %s: %w", b.info.Key, errReplaced)
+		return fmt.Errorf("read %s: %w", b.info.Key, ErrReplaced)
 	}
 	return nil
 }
