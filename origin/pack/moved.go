@@ -118,6 +118,9 @@ func (r *Reader) Taker(ctx context.Context, id ID) (*Directory, error) {
 			remembered = true
 		}
 		if d.Moved == "" {
+			if at != id { // what moves on and on makes no long way
+				r.moves.put(&Directory{Pack: id, Moved: at})
+			}
 			return d, nil
 		}
 		at = d.Moved
@@ -169,11 +172,11 @@ func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i 
 	if errors.Is(err, content.ErrCorrupt) || errors.Is(err, bucket.ErrReplaced) {
 		err = m.stream(ctx)
 	}
-	for range relocateMax { // where they went they may have moved on since that was learnt
+	for try := range relocateMax { // where they went they may have moved on since that was learnt
 		if !isGone(err) {
 			break
 		}
-		if m.relocate(ctx); len(m.lacks) == 0 {
+		if m.relocate(ctx, try > 0); len(m.lacks) == 0 {
 			break
 		}
 		err = m.stream(ctx)
@@ -235,16 +238,16 @@ func (m *moving) reads() (out [][]int) {
 	return out
 }
 
-// relocate finds out where each frame that is lacking is now. Who may write footers must not open the packs of a narrower
+// relocate finds out where each frame that is lacking is now; again is to look for another place. Who may write footers must not open the packs of a narrower
 // scope so.
-func (m *moving) relocate(ctx context.Context) {
+func (m *moving) relocate(ctx context.Context, again bool) {
 	m.lacks = slices.DeleteFunc(m.lacks, func(i int) bool {
 		e := m.asked[i]
 		moved, err := m.from.Relocate(ctx, e)
 		switch {
 		case err == nil && !moved.Pack.Scope().Covers(e.Pack.Scope()):
 			err = fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, moved.Pack, content.ErrForbidden)
-		case err == nil && moved == m.now[i]:
+		case err == nil && again && moved == m.now[i]:
 			err = fmt.Errorf("relocate %s: %w: damaged in %s", e.CID, content.ErrCorrupt, moved.Location)
 		}
 		if m.now[i] = moved; err != nil {
