@@ -34,6 +34,7 @@ type world struct {
 	verifier *trust.Verifier
 
 	mu    sync.Mutex // guards what follows
+	slept time.Duration
 	calls int
 	fault func(call int, c mem.Call) mem.Fault // counted from 0; nil for none
 }
@@ -53,7 +54,7 @@ func newWorld(t tb) *world {
 		t.Fatal(err)
 	}
 	w := &world{signer: trust.Signer{Key: key, Chain: chain}, verifier: trust.NewVerifier(root.Public())}
-	w.Bucket = mem.New(t, mem.Config{MayReadDeleted: true, Fault: func(c mem.Call) mem.Fault {
+	w.Bucket = mem.New(t, mem.Config{MayReadDeleted: true, Now: w.now, Fault: func(c mem.Call) mem.Fault {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.calls++
@@ -63,6 +64,18 @@ func newWorld(t tb) *world {
 		return w.fault(w.calls-1, c)
 	}})
 	return w
+}
+
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Add(w.slept)
+}
+
+func (w *world) sleep(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.slept += d
 }
 
 // fail sets which calls fail from here on, and returns how many there were since the last time.
@@ -374,6 +387,86 @@ func TestMayIsAskedBeforeEachStub(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	check(t, pack.NewReader(w), heads)
+}
+
+// One that sleeps before it leaves a stub, until another has collected its fresh pack, puts the frames anew: a stub names
+// what is there. Where it didn't sleep it asks nobody.
+func TestAFreshPackThatWasCollectedIsPutAnew(t *testing.T) {
+	for name, c := range map[string]struct {
+		sleep       time.Duration
+		at          int // before which stub
+		fault       mem.Fault
+		asked, lost bool
+	}{
+		"no pause":   {0, 0, mem.Fault{}, false, false},
+		"a pause":    {2 * time.Minute, 1, mem.Fault{}, true, false},
+		"lost":       {25 * time.Hour, 1, mem.Fault{}, true, true},
+		"lost later": {25 * time.Hour, 2, mem.Fault{}, true, true},
+		"no answer":  {0, 1, mem.Fault{Err: bucket.ErrUnknown, Applied: true}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			heads := w.fork(t)
+			some := w.group(t)
+			some.Packs = some.Packs[:len(some.Packs)/2]
+			if _, err := w.repack(t.Context(), some, heads); err != nil { // so that there are stubs
+				t.Fatal(err)
+			}
+			g, was := w.group(t), w.Keys("packs/")
+			alive, _, err := Live(t.Context(), pack.NewReader(w), heads, g)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stubs, asked := 0, false
+			out, err := Write(t.Context(), Config{
+				Bucket: w, Signer: w.signer, PackSize: 1 << 20,
+				May: func(context.Context) error {
+					if stubs++; stubs != c.at {
+						return nil
+					}
+					w.sleep(c.sleep)
+					if c.fault.Err != nil {
+						w.fail(func(call int, _ mem.Call) mem.Fault {
+							if call > 0 {
+								return mem.Fault{}
+							}
+							return c.fault
+						})
+					}
+					for _, key := range w.Keys("packs/") {
+						if c.lost && !slices.Contains(was, key) {
+							return w.Delete(t.Context(), key)
+						}
+					}
+					return nil
+				},
+				Secure: func(_ context.Context, keys []string) (lost []string, err error) {
+					asked = true
+					return slices.DeleteFunc(keys, func(key string) bool { return slices.Contains(w.Keys("packs/"), key) }), nil
+				},
+			}, g, alive)
+			if err != nil || asked != c.asked || len(out.Moved) == 0 || c.lost != (out.Packs == 2) {
+				t.Fatalf("%+v, %v; asked %t", out, err, asked)
+			}
+			check(t, pack.NewReader(w), heads)
+			w.collect(t, heads)
+			check(t, pack.NewReader(w), heads)
+		})
+	}
+}
+
+func TestWhatHardlyPaysStays(t *testing.T) {
+	w := newWorld(t)
+	heads := w.fork(t)
+	g := w.group(t)
+	alive, _, err := Live(t.Context(), pack.NewReader(w), heads, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := Write(t.Context(), Config{Bucket: w, Least: func(size int64) int64 { return size }}, g, alive)
+	if err != nil || out.Packs > 0 || len(out.Left) != len(g.Packs) || slices.ContainsFunc(out.Left, func(l Left) bool { return !errors.Is(l.Err, content.ErrInvalid) }) {
+		t.Fatalf("%+v, %v", out, err)
+	}
 }
 
 // collect deletes the packs that no root needs, by manifests and stubs.
