@@ -32,9 +32,9 @@ var errQuiet = fmt.Errorf("it brought nothing for long: %w", content.ErrUnavaila
 // Beside asks b once more for what a Get brings not at all, or by the drop, while the first request goes on;
 // who is first serves the reader. However long a store is silent, there is always a young request that it may
 // answer, and never more than one beside the first.
-func Beside(b Bucket) Bucket { return beside{b} }
+func Beside(b Bucket) Bucket { return beside{inner{b}} }
 
-type beside struct{ Bucket }
+type beside struct{ inner }
 
 func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	first, cancel := context.WithCancelCause(ctx)

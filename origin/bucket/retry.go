@@ -38,8 +38,8 @@ const withinMax = 30 * time.Second
 const retryWaitMax = time.Second
 
 type retrying struct {
-	inner Bucket
-	cfg   RetryConfig
+	inner
+	cfg RetryConfig
 }
 
 // Retry repeats requests that b could not answer, after a pause with jitter. A body that breaks is resumed
@@ -48,7 +48,7 @@ type retrying struct {
 // another writer has written meanwhile: they are for keys that have one writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
 	cfg.Wait, cfg.WithinMax = cmp.Or(cfg.Wait, 100*time.Millisecond), cmp.Or(cfg.WithinMax, withinMax)
-	return &retrying{b, cfg}
+	return &retrying{inner{b}, cfg}
 }
 
 // again sends a request until it succeeds or fails with an error that is not worth another try.

@@ -152,7 +152,7 @@ func TestIndexObjectsAreMerged(t *testing.T) {
 	o.importer(t, dir)
 	before := o.Count(mem.Get)
 	o.importer(t, t.TempDir())
-	if n := o.Count(mem.Get) - before; n > 5 { // two index objects, and what the damaged one and the mark are of
+	if n := o.Count(mem.Get) - before; n > 5 { // the index object, and what the damaged one and the mark are of
 		t.Fatalf("%d reads without a cache", n)
 	}
 	before = o.Count(mem.Get)
