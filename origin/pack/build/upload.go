@@ -10,7 +10,7 @@ import (
 )
 
 func (b *Builder) upload(ctx context.Context, s pack.Sealed) error {
-	if err := pack.Store(ctx, b.cfg.Bucket, s); err != nil {
+	if _, err := pack.Store(ctx, b.cfg.Bucket, s); err != nil {
 		return err
 	}
 	b.indexer.add(ctx, s)
