@@ -7,21 +7,39 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// CheckWhole checks all bytes of a pack: its footer, its directory, and each frame against its name. What is not the pack
-// of that ID, or damaged, is content.ErrCorrupt.
-func (r *Reader) CheckWhole(ctx context.Context, id ID, b []byte) (*Directory, error) {
-	d, err := r.checkWhole(ctx, id, b)
+// ParsePack reads the directory of a pack of which all bytes are there; they are not checked beyond it, see CheckFrame.
+func (r *Reader) ParsePack(ctx context.Context, id ID, object []byte) (*Directory, error) {
+	d, err := r.directory(ctx, id, object, int64(len(object)))
 	if err != nil {
-		return nil, fmt.Errorf("pack %s: %w", id, err)
+		return nil, fmt.Errorf("read pack %s: %w", id, err)
 	}
 	return d, nil
 }
 
-func (r *Reader) checkWhole(ctx context.Context, id ID, b []byte) (*Directory, error) {
-	if len(b) < SizeMin || string(b[:headerSize]) != packMagic {
-		return nil, fmt.Errorf("%w: no pack of %d bytes", content.ErrCorrupt, len(b))
+// CheckFrame fails with content.ErrCorrupt unless what lies at e in a pack, of which all bytes are there, is the object
+// that e names.
+func (r *Reader) CheckFrame(e Extent, object []byte) error {
+	if err := e.Check(); err != nil {
+		return err
 	}
-	d, err := r.directory(ctx, id, b, int64(len(b)))
+	if int64(e.End()) > int64(len(object)) || e.Raw > ManifestSizeMax {
+		return fmt.Errorf("read %s: %w: %d raw bytes in a pack of %d", e.Location, content.ErrCorrupt, e.Raw, len(object))
+	}
+	raw := r.pool.Get(int(e.Raw))
+	defer r.pool.Put(raw)
+	if _, err := decodeFrame(r.dec, e, object[e.Offset:e.End()], *raw); err != nil {
+		return fmt.Errorf("read %s: %w", e.Location, err)
+	}
+	return nil
+}
+
+// CheckWhole checks all bytes of a pack: its footer, its directory, and each frame against its name. What is not the pack
+// of that ID, or damaged, is content.ErrCorrupt.
+func (r *Reader) CheckWhole(ctx context.Context, id ID, object []byte) (*Directory, error) {
+	if len(object) < SizeMin || string(object[:headerSize]) != packMagic {
+		return nil, fmt.Errorf("pack %s: %w: no pack of %d bytes", id, content.ErrCorrupt, len(object))
+	}
+	d, err := r.ParsePack(ctx, id, object)
 	if err != nil {
 		return nil, err
 	}
@@ -29,10 +47,8 @@ func (r *Reader) checkWhole(ctx context.Context, id ID, b []byte) (*Directory, e
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		raw := r.pool.Get(int(e.Raw))
-		_, err := decodeFrame(r.dec, e.Extent, b[e.Offset:e.End()], *raw)
-		if r.pool.Put(raw); err != nil {
-			return nil, fmt.Errorf("frame at %d: %w", e.Offset, err)
+		if err := r.CheckFrame(e.Extent, object); err != nil {
+			return nil, err
 		}
 	}
 	return d, nil

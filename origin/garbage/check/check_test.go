@@ -261,22 +261,7 @@ func TestPacksThatWereRewrittenAreFollowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := id[:len(id)-4] + "beef"
-	b := w.Object(key)
-	d, err := pack.NewReader(w).ReadDirectory(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	moved := pack.NewWriter(to, nil)
-	for _, e := range slices.Backward(d.Entries) {
-		moved.Add(e.Role, e.CID, int(e.Raw), e.Codec, b[e.Offset:e.End()])
-	}
-	s, err := moved.Seal(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Add(to.Key(), s.Bytes)
-	w.Damage(key, func([]byte) []byte { return pack.NewWriter(id, nil).SealStub(to).Bytes })
+	to := w.Rewrite(id)
 	before := in.Count(mem.Get)
 	if r := w.check(t, 1); len(r.Hurt) > 0 || r.Chunks != chunks+51 {
 		t.Fatalf("%+v", r)

@@ -21,8 +21,6 @@ import (
 const (
 	// manifestsAtOnce bounds the manifests that are read at once.
 	manifestsAtOnce = 8
-	// movesMax bounds how often the frames of a pack may have moved on, as for readers.
-	movesMax = 8
 	// shared stands for the number of a name where there are several.
 	shared = ^uint32(0)
 
@@ -42,7 +40,6 @@ type count struct {
 	left     int64      // bytes of memory
 	numbers  map[[16]byte]uint32
 	packs    []packed
-	moved    map[uint32]pack.ID // of stubs that a root refers to
 	roots    []root
 	known    map[[16]byte]uint32 // roots by their heads
 	rootOf   map[uint32]uint32   // of names that have one
@@ -67,7 +64,7 @@ type root struct {
 func newCount(cfg Config, memory int64) *count {
 	return &count{
 		cfg: cfg, codec: content.NewCodec(), reader: pack.NewReader(cfg.Bucket), left: memory,
-		numbers: make(map[[16]byte]uint32), moved: make(map[uint32]pack.ID), known: make(map[[16]byte]uint32), rootOf: make(map[uint32]uint32),
+		numbers: make(map[[16]byte]uint32), known: make(map[[16]byte]uint32), rootOf: make(map[uint32]uint32),
 		segments: make(map[content.VolumeID][]content.SegmentRef), volumes: make(map[content.VolumeID]string),
 		report: Report{Names: []Name{}, Scopes: []Scope{}, Volumes: []Volume{}, Broken: []garbage.Broken{}},
 	}
@@ -241,38 +238,36 @@ func (c *count) root(ctx context.Context, number uint32, rec garbage.Record) err
 
 // refer adds a pack to those of a root, and the one that has taken over what it had.
 func (c *count) refer(ctx context.Context, to []uint32, id pack.ID, needs int64) ([]uint32, error) {
-	for range movesMax {
-		c.mu.Lock()
-		number, ok := c.numbers[half(id)]
-		next := c.moved[number]
-		isStub := ok && c.packs[number].size == pack.SizeMin
-		if ok && !isStub {
-			c.packs[number].needs += needs
-		}
-		c.mu.Unlock()
-		if !ok {
-			return to, nil // it came later, or is missing
-		}
-		if to = append(to, number); !isStub {
-			return to, nil
-		}
-		if next == "" {
-			d, err := c.reader.ReadDirectory(ctx, id)
-			if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrForbidden) {
-				c.broken("pack:"+string(id), err)
-				return to, nil
-			}
-			if err != nil || d.Moved == "" {
-				return to, err
-			}
-			next = d.Moved
-			c.mu.Lock()
-			c.moved[number] = next
-			c.mu.Unlock()
-		}
-		id = next
+	number, size, ok := c.there(id, needs)
+	if !ok {
+		return to, nil // it came later, or is missing
+	}
+	if to = append(to, number); size > pack.SizeMin {
+		return to, nil
+	}
+	d, err := c.reader.Taker(ctx, id)
+	switch {
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrForbidden):
+		c.broken("pack:"+string(id), err)
+		return to, nil
+	case err != nil:
+		return nil, err
+	}
+	if number, _, ok = c.there(d.Pack, needs); ok {
+		to = append(to, number)
 	}
 	return to, nil
+}
+
+// there returns a pack, of which a root needs so much.
+func (c *count) there(id pack.ID, needs int64) (number uint32, size int64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if number, ok = c.numbers[half(id)]; ok {
+		c.packs[number].needs += needs
+		size = c.packs[number].size
+	}
+	return number, size, ok
 }
 
 // journals counts segments, by the volumes that wrote them.

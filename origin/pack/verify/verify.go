@@ -115,7 +115,7 @@ func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Re
 
 // Image reads an image as it is configured.
 func (cfg Config) Image(ctx context.Context, head pack.Head) (Report, error) {
-	w := &walk{Config: cfg, moves: &moves{Reader: cfg.Reader}, head: head, shape: head.Root.Shape(), reads: make(chan struct{}, readsAtOnce)}
+	w := &walk{Config: cfg, head: head, shape: head.Root.Shape(), reads: make(chan struct{}, readsAtOnce)}
 	packs, err := w.node(ctx, content.Pos{Level: w.shape.Depth()}, head.Top())
 	if err == nil {
 		err = w.manifest(ctx, packs)

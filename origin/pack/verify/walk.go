@@ -17,7 +17,6 @@ import (
 
 type walk struct {
 	Config
-	moves *moves
 	head  pack.Head
 	shape content.Shape
 	reads chan struct{} // one in it for each that is in flight
@@ -114,7 +113,7 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) (refs, err
 	out.add(p.Node.Pack, 1, uint64(p.Node.Length+p.Page.Length))
 	var n pack.MapNode
 	var bad error
-	if err := w.reading(ctx, func() { n, bad = pack.ReadNode(ctx, w.moves, w.head.Scope, at.Level, p) }); err != nil {
+	if err := w.reading(ctx, func() { n, bad = pack.ReadNode(ctx, moves{w.Reader}, w.head.Scope, at.Level, p) }); err != nil {
 		return nil, err
 	}
 	if bad != nil {
@@ -234,30 +233,30 @@ type sized struct {
 
 // placedBy returns where a frame lies, by the lengths of packs.
 func (w *walk) placedBy(ctx context.Context, e pack.Extent, known map[pack.ID]sized) (pack.Extent, error) {
-	for range movesMax {
-		p, asked := known[e.Pack]
-		if !asked {
-			p.n, p.err = w.Packs.size(ctx, e.Pack)
-			known[e.Pack] = p
-		}
-		switch {
-		case p.err != nil:
-			return e, p.err
-		case p.n >= int64(e.End()):
-			return e, nil
-		case p.n != pack.SizeMin:
-			return e, fmt.Errorf("%w: the pack has only %d bytes", content.ErrCorrupt, p.n)
-		}
-		to, err := w.moves.Relocate(ctx, e)
-		if err == nil && !to.Pack.Scope().Covers(e.Pack.Scope()) {
-			err = fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, to.Pack, content.ErrForbidden)
-		}
-		if err != nil {
-			return e, err
-		}
-		e = to
+	p, asked := known[e.Pack]
+	if !asked {
+		p.n, p.err = w.Packs.size(ctx, e.Pack)
+		known[e.Pack] = p
 	}
-	return e, fmt.Errorf("%w: moved more than %d times", content.ErrCorrupt, movesMax)
+	switch {
+	case p.err != nil:
+		return e, p.err
+	case p.n >= int64(e.End()):
+		return e, nil
+	case p.n != pack.SizeMin:
+		return e, fmt.Errorf("%w: the pack has only %d bytes", content.ErrCorrupt, p.n)
+	}
+	to, err := moves{w.Reader}.Relocate(ctx, e)
+	if err == nil && !to.Pack.Scope().Covers(e.Pack.Scope()) {
+		err = fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, to.Pack, content.ErrForbidden)
+	}
+	if err != nil {
+		return e, err
+	}
+	if n, err := w.Packs.size(ctx, to.Pack); err != nil || n < int64(to.End()) {
+		return e, cmp.Or(err, fmt.Errorf("%w: pack %s, to which it was moved, has only %d bytes", content.ErrCorrupt, to.Pack, n))
+	}
+	return to, nil
 }
 
 // runs puts together what one read takes: frames that begin in one run, each once,
@@ -282,62 +281,19 @@ func runs(frames []frame) [][]frame {
 	return out
 }
 
-const (
-	// movesMax bounds how often the frames of a pack may have moved on, as for readers.
-	movesMax = 8
-	// directoriesMax bounds the directories of packs that were rewritten which are remembered, up to some 600 KiB each.
-	directoriesMax = 32
-)
-
 // moves follows packs that were rewritten into others, and those alone: what lies
 // elsewhere in the same pack than the map says is damage.
-type moves struct {
-	*pack.Reader
+type moves struct{ *pack.Reader }
 
-	mu    sync.Mutex // guards known
-	known map[pack.ID]*pack.Directory
-}
-
-func (m *moves) directory(ctx context.Context, id pack.ID) (*pack.Directory, error) {
-	m.mu.Lock()
-	d := m.known[id]
-	m.mu.Unlock()
-	if d != nil {
-		return d, nil
+func (m moves) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
+	d, err := m.Taker(ctx, e.Pack)
+	if err == nil && d.Pack == e.Pack {
+		err = fmt.Errorf("%w: it lies elsewhere in the pack, or not at all", content.ErrCorrupt)
 	}
-	d, err := m.ReadDirectory(ctx, id)
 	if err != nil {
-		return nil, err
+		return pack.Extent{}, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.known == nil || len(m.known) >= directoriesMax {
-		m.known = make(map[pack.ID]*pack.Directory)
-	}
-	m.known[id] = d
-	return d, nil
-}
-
-// Relocate is that of a pack.Reader which remembers some directories.
-func (m *moves) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
-	id := e.Pack
-	for range movesMax {
-		d, err := m.directory(ctx, id)
-		if err != nil {
-			return pack.Extent{}, err
-		}
-		if found, ok := d.Find(e.CID); ok && id != e.Pack {
-			return found.Extent, nil
-		}
-		if d.Moved == "" && id == e.Pack {
-			return pack.Extent{}, fmt.Errorf("%w: it lies elsewhere in the pack, or not at all", content.ErrCorrupt)
-		}
-		if d.Moved == "" {
-			return pack.Extent{}, fmt.Errorf("%w in pack %s, which took over what %s had", content.ErrNotFound, id, e.Pack)
-		}
-		id = d.Moved
-	}
-	return pack.Extent{}, fmt.Errorf("%w: moved more than %d times", content.ErrCorrupt, movesMax)
+	return m.Reader.Relocate(ctx, e)
 }
 
 // read reads chunks that one GET brings.
@@ -348,7 +304,7 @@ func (w *walk) read(ctx context.Context, frames []frame) error {
 	}
 	var got []content.Verified
 	var err error
-	if ended := w.reading(ctx, func() { got, err = pack.ReadMoved(ctx, w.moves, extents) }); ended != nil {
+	if ended := w.reading(ctx, func() { got, err = pack.ReadMoved(ctx, moves{w.Reader}, extents) }); ended != nil {
 		return ended
 	}
 	if errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) { // it is of the first of several
