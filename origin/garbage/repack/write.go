@@ -214,7 +214,7 @@ func (w *writing) ship(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := pack.Store(ctx, w.cfg.Bucket, s); err != nil {
+	if _, err := pack.Store(ctx, w.cfg.Bucket, s); err != nil {
 		return err
 	}
 	w.out.Packs++
