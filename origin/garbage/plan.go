@@ -131,7 +131,7 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 		p.condemn = append(p.condemn, rest)
 	default:
 		then = "waits for the end of its grace"
-		if rest.size() < b.size() {
+		if rest.size() < b.size() || b.size() == 0 { // committers have taken all out
 			p.release = append(p.release, rest)
 		}
 		if rest.size() > 0 && (p.next.IsZero() || due.Before(p.next)) {
