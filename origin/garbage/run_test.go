@@ -92,7 +92,7 @@ func TestEmptiedBatchGoes(t *testing.T) {
 	w.run(t)
 	w.publish(t, "again", what)
 	w.remove(t, "again")
-	w.publish(t, "once more", what)
+	w.publish(t, "once-more", what)
 	w.run(t)
 	if left := w.keys(t, string(content.KeyGarbage)); len(left) != 0 {
 		t.Fatalf("tombstones are left: %v", left)
