@@ -32,9 +32,9 @@ var errQuiet = fmt.Errorf("it brought nothing for long: %w", content.ErrUnavaila
 // Beside asks b once more for what a Get brings not at all, or by the drop, while the first request goes on;
 // who is first serves the reader. However long a store is silent, there is always a young request that it may
 // answer, and never more than one beside the first.
-func Beside(b Bucket) Bucket { return beside{b} }
+func Beside(b Bucket) Bucket { return beside{inner{b}} }
 
-type beside struct{ Bucket }
+type beside struct{ inner }
 
 func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	first, cancel := context.WithCancelCause(ctx)
@@ -227,7 +227,7 @@ func (b *chased) change() error {
 	b.now.drop()
 	b.rival, b.now, b.at, b.quiet, b.came = nil, won, won.from, 0, 0
 	if o := won.object; o.ETag != b.info.ETag || o.Size != b.info.Size {
-		return fmt.Errorf("read %s: %w", b.info.Key, errReplaced)
+		return fmt.Errorf("read %s: %w", b.info.Key, ErrReplaced)
 	}
 	return nil
 }

@@ -27,6 +27,8 @@ var (
 	ErrBusy = fmt.Errorf("the store is busy: %w", content.ErrUnavailable)
 	// ErrSlowDown: it did nothing and asks for fewer requests. It is not away.
 	ErrSlowDown = fmt.Errorf("the store asks for fewer requests: %w", ErrBusy)
+	// ErrReplaced: the rest of what was begun to be read is gone, as another object has the key.
+	ErrReplaced = fmt.Errorf("it was replaced meanwhile: %w", content.ErrUnavailable)
 	// ErrOpen: the store was not asked, as it has just failed again and again.
 	ErrOpen = fmt.Errorf("not asked again so soon: %w", content.ErrUnavailable)
 )

@@ -22,7 +22,7 @@ const (
 )
 
 type breaker struct {
-	inner Bucket
+	inner
 
 	mu     sync.Mutex // guards what follows
 	failed int        // in a row
@@ -31,7 +31,7 @@ type breaker struct {
 
 // Breaker bounds the load on a store that does not answer: but for one request a pause it is not asked, and
 // the caller told ErrOpen at once. How long anybody waits for the store is not its affair.
-func Breaker(b Bucket) Bucket { return &breaker{inner: b} }
+func Breaker(b Bucket) Bucket { return &breaker{inner: inner{b}} }
 
 // allow reports whether a request is to be sent. One that was and hangs holds up
 // nobody: the next is let through after the next pause.
@@ -114,14 +114,14 @@ func (b *breaker) Delete(ctx context.Context, key string) error {
 }
 
 type limited struct {
-	inner  Bucket
+	inner
 	budget *budget.Budget
 }
 
 // Limit keeps b within a budget. Reads wait for their turn, see budget.With; one that the store
 // refuses with ErrSlowDown waits for another. Writes don't, as a guest may be waiting for its
 // flush: they count, so that reads wait for them.
-func Limit(b Bucket, within *budget.Budget) Bucket { return limited{b, within} }
+func Limit(b Bucket, within *budget.Budget) Bucket { return limited{inner{b}, within} }
 
 // learn tells the budget of a request that was refused.
 func (l limited) learn(sent time.Time, err error) {
@@ -209,14 +209,14 @@ func (l limited) Delete(ctx context.Context, key string) error {
 
 // mirrors reads from others when the truth does not answer.
 type mirrors struct {
-	Bucket
+	inner
 	others []Bucket
 }
 
 // Mirrors returns the truth with read-only copies of it: a Get of an immutable
 // object that the truth is not there to answer goes to each in turn. Records of a
 // mirror may be old, so for them the truth is the only one that is asked.
-func Mirrors(truth Bucket, others ...Bucket) Bucket { return mirrors{truth, others} }
+func Mirrors(truth Bucket, others ...Bucket) Bucket { return mirrors{inner{truth}, others} }
 
 func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	o, err := m.Bucket.Get(ctx, key, r)

@@ -16,7 +16,7 @@ import (
 // Metrics is a bucket that counts what passes through it: grange_bucket_*, by op
 // and outcome. A list is one request for each PageSize objects.
 type Metrics struct {
-	inner    Bucket
+	inner
 	requests *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
@@ -37,7 +37,7 @@ func WithMetrics(b Bucket) *Metrics {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "bucket", Name: name, Help: help}
 	}
 	return &Metrics{
-		inner:    b,
+		inner:    inner{b},
 		requests: prometheus.NewCounterVec(opts("requests_total", "Requests to the origin."), []string{"op", "outcome"}),
 		bytes:    prometheus.NewCounterVec(opts("bytes_total", "Bytes read from the origin (get) and sent to it (put)."), []string{"op", "outcome"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{

@@ -38,8 +38,8 @@ const withinMax = 30 * time.Second
 const retryWaitMax = time.Second
 
 type retrying struct {
-	inner Bucket
-	cfg   RetryConfig
+	inner
+	cfg RetryConfig
 }
 
 // Retry repeats requests that b could not answer, after a pause with jitter. A body that breaks is resumed
@@ -48,7 +48,7 @@ type retrying struct {
 // another writer has written meanwhile: they are for keys that have one writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
 	cfg.Wait, cfg.WithinMax = cmp.Or(cfg.Wait, 100*time.Millisecond), cmp.Or(cfg.WithinMax, withinMax)
-	return &retrying{b, cfg}
+	return &retrying{inner{b}, cfg}
 }
 
 // again sends a request until it succeeds or fails with an error that is not worth another try.
@@ -63,7 +63,7 @@ func again[T any](ctx context.Context, r *retrying, worth error, send func() (T,
 		if tries++; r.cfg.Lost != nil && errors.Is(err, content.ErrUnavailable) {
 			r.cfg.Lost(err)
 		}
-		if err != nil && (tries == r.cfg.Tries || ctx.Err() != nil || !errors.Is(err, worth) && !errors.Is(err, ErrOpen) || errors.Is(err, errReplaced)) {
+		if err != nil && (tries == r.cfg.Tries || ctx.Err() != nil || !errors.Is(err, worth) && !errors.Is(err, ErrOpen) || errors.Is(err, ErrReplaced)) {
 			err = backoff.Permanent(err)
 		}
 		return out, err
@@ -99,7 +99,7 @@ func (b *resumed) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.read(p)
-	if err == nil || err == io.EOF || b.ctx.Err() != nil || !errors.Is(err, content.ErrUnavailable) || errors.Is(err, errReplaced) {
+	if err == nil || err == io.EOF || b.ctx.Err() != nil || !errors.Is(err, content.ErrUnavailable) || errors.Is(err, ErrReplaced) {
 		return n, err
 	}
 	return again(b.ctx, b.r, content.ErrUnavailable, func() (int, error) {
@@ -119,14 +119,14 @@ func (b *resumed) read(p []byte) (int, error) {
 	return n, err
 }
 
-// errReplaced says that the rest of what was begun to be read is gone.
-var errReplaced = fmt.Errorf("it was replaced meanwhile: %w", content.ErrUnavailable)
-
 func (b *resumed) reopen() error {
 	b.body.Close() // whatever that says: it is broken
 	o, err := b.r.inner.Get(b.ctx, b.info.Key, Range{b.off, b.end - b.off})
+	if errors.Is(err, content.ErrInvalid) { // so much shorter
+		err = fmt.Errorf("%w: %w", ErrReplaced, err)
+	}
 	if err == nil && (o.ETag != b.info.ETag || o.Size != b.info.Size || !o.Modified.Equal(b.info.Modified)) {
-		err = errors.Join(fmt.Errorf("read %s: %w", b.info.Key, errReplaced), o.Body.Close())
+		err = errors.Join(fmt.Errorf("read %s: %w", b.info.Key, ErrReplaced), o.Body.Close())
 	}
 	if err != nil {
 		b.body = io.NopCloser(failing{err})

@@ -280,8 +280,10 @@ func (p *plan) anew(m *marks, t terms) []*row {
 
 // worthwhile reports whether so much that is dead pays for writing the rest of a pack anew.
 func worthwhile(dead int64, size uint32) bool {
-	return dead >= max(repackLeast, int64(size)/repackDead)
+	return dead >= leastOf(int64(size))
 }
+
+func leastOf(size int64) int64 { return max(repackLeast, size/repackDead) }
 
 // standing counts a pack that keeps its place.
 func (p *plan) standing(m *marks, r *row) {

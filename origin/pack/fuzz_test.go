@@ -87,9 +87,20 @@ func FuzzPack(f *testing.F) {
 	golden.Seeds(f, "raw.pack", "signed.pack", "stub.pack")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		from := holding(t, b)
+		whole, wholeErr := NewReader(from).ParsePack(t.Context(), goldenMesh, b)
+		if wholeErr == nil {
+			for _, e := range whole.Entries {
+				_ = NewReader(from).CheckFrame(e.Extent, b)
+			}
+		} else {
+			refused(t, wholeErr)
+		}
 		if err := verifyPack(t.Context(), from, goldenMesh); err != nil {
 			refused(t, err)
 			return
+		}
+		if wholeErr != nil {
+			t.Fatalf("a pack that is whole is refused as one: %v", wholeErr)
 		}
 		if _, err := NewReader(from).ReadDirectory(t.Context(), goldenMesh); err != nil {
 			t.Fatalf("a pack that is whole has no directory: %v", err)

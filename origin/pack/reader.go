@@ -24,9 +24,6 @@ const (
 	// directoryGuess is how much of a pack's end is read at first: the footer and
 	// the directory of a pack of ordinary chunks.
 	directoryGuess = 64 << 10
-
-	// relocateMax bounds how often the frames of a pack may have moved on.
-	relocateMax = 8
 )
 
 // Reader reads packs from one bucket. Everything it returns was checked against its CID. Bytes that do not
@@ -37,11 +34,12 @@ type Reader struct {
 	codec  *content.Codec
 	dec    *zstd.Decoder
 	pool   scratch.Pool
+	moves  moves
 }
 
 // NewReader returns a Reader of b, which may be read-only.
 func NewReader(b bucket.Bucket) *Reader {
-	return &Reader{b, content.NewCodec(), newDecoder(), scratch.Pool{}}
+	return &Reader{bucket: b, codec: content.NewCodec(), dec: newDecoder()}
 }
 
 // ReadFrames is Stream that waits for all. The result has one element a frame, in the
@@ -78,7 +76,7 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	}
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].Offset, frames[b].Offset) })
 	at := bucket.Range{Offset: int64(first.Offset), Length: int64(end - first.Offset)}
-	obj, err := open(ctx, r.bucket, first.Pack, at)
+	obj, err := r.open(ctx, first.Pack, at)
 	if err != nil {
 		return err
 	}
@@ -134,10 +132,13 @@ func (w *window) frame(body io.Reader, e Extent) ([]byte, error) {
 // Free takes back what Stream has given, once nobody looks at its bytes any more.
 func (r *Reader) Free(v content.Verified) { b := v.Bytes(); r.pool.Put(&b) }
 
+// errShort: the store has less than the hint says.
+var errShort = fmt.Errorf("%w: it ends before", content.ErrCorrupt)
+
 func open(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range) (*bucket.Object, error) {
 	obj, err := from.Get(ctx, id.Key(), at)
-	if errors.Is(err, content.ErrInvalid) { // the store has less than the hint says
-		err = fmt.Errorf("%w: %w", content.ErrCorrupt, err)
+	if errors.Is(err, content.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", errShort, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
@@ -158,13 +159,18 @@ func cut(id ID, at bucket.Range, n int, err error) error {
 }
 
 // readRange reads a range of a pack, all of it; of a suffix, as much as there is.
-func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, limit int64) (_ []byte, _ bucket.Info, err error) {
+func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, limit int64) ([]byte, bucket.Info, error) {
 	obj, err := open(ctx, from, id, at)
 	if err != nil {
 		return nil, bucket.Info{}, err
 	}
+	b, err := drain(obj, id, at, limit)
+	return b, obj.Info, err
+}
+
+// drain reads what was opened, and closes it.
+func drain(obj *bucket.Object, id ID, at bucket.Range, limit int64) (b []byte, err error) {
 	defer func() { err = errors.Join(err, obj.Body.Close()) }()
-	var b []byte
 	if at.Length > 0 {
 		b = make([]byte, at.Length)
 		n, readErr := io.ReadFull(obj.Body, b)
@@ -173,9 +179,9 @@ func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, 
 		err = fmt.Errorf("%w: more than %d bytes", content.ErrCorrupt, limit)
 	}
 	if err != nil {
-		return nil, bucket.Info{}, cut(id, at, len(b), err)
+		return nil, cut(id, at, len(b), err)
 	}
-	return b, obj.Info, nil
+	return b, nil
 }
 
 // twice reads once more what came damaged: a bit may have flipped on the way.
@@ -185,66 +191,6 @@ func twice[T any](read func() (T, error)) (T, error) {
 		return read()
 	}
 	return out, err
-}
-
-// Source reads packs: a Reader, or one that watches it.
-type Source interface {
-	Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) error
-	Relocate(ctx context.Context, e Extent) (Extent, error)
-	Free(content.Verified)
-}
-
-// ReadMoved is StreamMoved that waits for all. The result has an element for each frame,
-// the zero Verified for those that could not be had.
-func ReadMoved(ctx context.Context, from Source, frames []Extent) ([]content.Verified, error) {
-	out := make([]content.Verified, len(frames))
-	err := StreamMoved(ctx, from, frames, func(i int, v content.Verified) { out[i] = v })
-	return out, err
-}
-
-// StreamMoved is Stream of frames of one run: those that came damaged are read once more,
-// and then where their pack says that they went.
-func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i int, v content.Verified)) error {
-	lacks := make([]int, len(frames))
-	for i := range lacks {
-		lacks[i] = i
-	}
-	stream := func() error {
-		asked, extents := slices.Clone(lacks), make([]Extent, len(lacks))
-		for n, i := range asked {
-			extents[n] = frames[i]
-		}
-		return from.Stream(ctx, extents, func(i int, v content.Verified) {
-			lacks = slices.DeleteFunc(lacks, func(at int) bool { return at == asked[i] })
-			take(asked[i], v)
-		})
-	}
-	err := stream()
-	if errors.Is(err, content.ErrCorrupt) {
-		err = stream()
-	}
-	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
-		return err
-	}
-	for _, i := range lacks {
-		if lost := streamMoved(ctx, from, frames[i], func(_ int, v content.Verified) { take(i, v) }); lost != nil {
-			return errors.Join(lost, err) // the others will be as lost; a reader asks for them again
-		}
-	}
-	return nil
-}
-
-// streamMoved reads a frame where its pack's footer says that it went. Who may write
-// footers must not open the packs of a narrower scope so.
-func streamMoved(ctx context.Context, from Source, e Extent, take func(int, content.Verified)) error {
-	moved, err := from.Relocate(ctx, e)
-	if err != nil {
-		return err
-	}
-	if !moved.Pack.Scope().Covers(e.Pack.Scope()) {
-		return fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, moved.Pack, content.ErrForbidden)
-	}
-	return from.Stream(ctx, []Extent{moved}, take)
 }
 
 // MapNode is a block map node with its locator page.
@@ -291,26 +237,54 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 	return MapNode{n, p}, nil
 }
 
-// ReadManifest reads the manifest that a head names.
+// ReadManifest reads the manifest that a head names, or where it went.
 func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
-	e := h.Manifest
-	if e.Raw > ManifestSizeMax {
-		return Manifest{}, fmt.Errorf("read manifest in %s: %w: %d raw bytes", e.Location, content.ErrCorrupt, e.Raw)
+	v, err := r.readFrame(ctx, h.Manifest)
+	var m Manifest
+	if err == nil {
+		m, err = DecodeManifest(r.codec, v.Bytes())
 	}
-	return twice(func() (m Manifest, err error) {
-		b, _, err := readRange(ctx, r.bucket, e.Pack, bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}, ManifestSizeMax)
-		if err != nil {
-			return m, err
+	if err != nil {
+		return Manifest{}, fmt.Errorf("read manifest in %s: %w", h.Manifest.Location, err)
+	}
+	return m, nil
+}
+
+// readFrame reads a frame of any size, where it is or went.
+func (r *Reader) readFrame(ctx context.Context, e Extent) (content.Verified, error) {
+	now := e
+	for range relocateMax {
+		v, err := twice(func() (v content.Verified, err error) {
+			at := bucket.Range{Offset: int64(now.Offset), Length: int64(now.Length)}
+			if err = now.Check(); err == nil && now.Raw > ManifestSizeMax {
+				err = fmt.Errorf("%w: %d raw bytes", content.ErrCorrupt, now.Raw)
+			}
+			if err != nil {
+				return v, err
+			}
+			obj, err := r.open(ctx, now.Pack, at)
+			if err != nil {
+				return v, err
+			}
+			b, err := drain(obj, now.Pack, at, ManifestSizeMax)
+			if err != nil {
+				return v, err
+			}
+			return decodeFrame(r.dec, now, b, make([]byte, now.Raw))
+		})
+		if !isGone(err) && !errors.Is(err, bucket.ErrReplaced) {
+			return v, err
 		}
-		v, err := decodeFrame(r.dec, e, b, make([]byte, e.Raw))
-		if err == nil {
-			m, err = DecodeManifest(r.codec, v.Bytes())
+		moved, lost := r.Relocate(ctx, e)
+		switch {
+		case errors.Is(lost, content.ErrUnavailable):
+			return v, lost
+		case lost != nil || moved == now:
+			return v, errors.Join(err, lost)
 		}
-		if err != nil {
-			return m, fmt.Errorf("read manifest in %s: %w", e.Location, err)
-		}
-		return m, nil
-	})
+		now = moved
+	}
+	return content.Verified{}, fmt.Errorf("%w: moved more than %d times", content.ErrCorrupt, relocateMax)
 }
 
 // ReadDirectory reads the footer and directory of a pack, for most packs with one ranged GET.
@@ -368,30 +342,6 @@ func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) 
 		}
 		return decodeFooter(b)
 	})
-}
-
-// Relocate finds out where e lies now, after a read of it failed: the pack may have been rewritten into
-// another, whose name its footer gives. It is ErrNotFound when no pack holds e any more, and ErrCorrupt when
-// e still lies where it did, so that reading again brings nothing.
-func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
-	id := e.Pack
-	for range relocateMax {
-		d, err := r.ReadDirectory(ctx, id)
-		if err != nil {
-			return Extent{}, fmt.Errorf("relocate %s: %w", e.CID, err)
-		}
-		if found, ok := d.Find(e.CID); ok {
-			if found.Extent == e {
-				return Extent{}, fmt.Errorf("relocate %s: %w: damaged in %s", e.CID, content.ErrCorrupt, e.Location)
-			}
-			return found.Extent, nil
-		}
-		if d.Moved == "" {
-			return Extent{}, fmt.Errorf("relocate %s: %w in pack %s", e.CID, content.ErrNotFound, id)
-		}
-		id = d.Moved
-	}
-	return Extent{}, fmt.Errorf("relocate %s: %w: moved more than %d times", e.CID, content.ErrCorrupt, relocateMax)
 }
 
 // MissingPacks returns those packs of m that are not in the bucket, or not the same by what the caller knows

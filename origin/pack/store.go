@@ -35,24 +35,23 @@ func SignedBy(signer trust.Signer, scope content.Scope, now func() time.Time) Si
 }
 
 // Store puts a pack under its name, which is random: whoever finds the name taken finds an earlier try of
-// this very call, or something is badly wrong. So a lost reply is settled by reading the footer, and one that can't be had is asked for again, for a minute or so.
-// It returns when that was, by the store's clock; zero where nobody can say.
-func Store(ctx context.Context, to bucket.Bucket, s Sealed) (at time.Time, err error) {
+// this very call, or something is badly wrong. So a lost reply is settled by reading the footer, and one that
+// can't be had is asked for again, for a minute or so. It returns when the pack was there, by the store's
+// clock; zero where the store did not say.
+func Store(ctx context.Context, to bucket.Bucket, s Sealed) (time.Time, error) {
 	try := func() (time.Time, error) {
 		info, err := to.Put(ctx, s.ID.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent())
 		switch {
-		case err == nil:
-			return info.Now, nil
+		case err == nil, errors.Is(err, content.ErrUnavailable) && !errors.Is(err, bucket.ErrUnknown):
+			return info.Now, err
 		case errors.Is(err, bucket.ErrUnknown), errors.Is(err, bucket.ErrPrecondition):
 			return time.Time{}, settle(ctx, to, s, err)
-		case errors.Is(err, content.ErrUnavailable):
-			return time.Time{}, err
 		}
 		return time.Time{}, backoff.Permanent(err)
 	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval, wait.Multiplier = uploadWaitMin, uploadWaitMax, uploadWaitGrowth
-	at, err = backoff.Retry(ctx, try, backoff.WithBackOff(wait), backoff.WithMaxTries(uploadTries))
+	at, err := backoff.Retry(ctx, try, backoff.WithBackOff(wait), backoff.WithMaxTries(uploadTries))
 	if err != nil {
 		return at, fmt.Errorf("upload pack %s: %w", s.ID, err)
 	}

@@ -89,7 +89,7 @@ func Open(ctx context.Context, root string, log *slog.Logger) (*Bucket, error) {
 		if err := own(root, log); err != nil {
 			return err
 		}
-		b.sweep()
+		b.sweep(strayAge)
 		return nil
 	})
 	if err != nil {
@@ -98,18 +98,32 @@ func Open(ctx context.Context, root string, log *slog.Logger) (*Bucket, error) {
 	return b, nil
 }
 
+// Leftovers removes what crashed writers left and nobody has written to for that long, see bucket.Leftovers.
+func (b *Bucket) Leftovers(ctx context.Context, age time.Duration) (n int, bytes int64, err error) {
+	err = do(ctx, b, func() error {
+		n, bytes = b.sweep(max(age, strayAge))
+		return nil
+	})
+	return n, bytes, err
+}
+
 // sweep removes what crashed writers left. A folder that can't be written to is
 // still good for reading, so failures wait for the first write.
-func (b *Bucket) sweep() {
+func (b *Bucket) sweep(age time.Duration) (n int, bytes int64) {
 	files, err := os.ReadDir(filepath.Join(b.root, tmpDir))
 	if err != nil {
-		return
+		return 0, 0
 	}
 	for _, f := range files {
-		if info, err := f.Info(); err == nil && time.Since(info.ModTime()) > strayAge {
-			os.Remove(filepath.Join(b.root, tmpDir, f.Name())) // if not now, then at the next Open
+		info, err := f.Info()
+		if err != nil || time.Since(info.ModTime()) <= age {
+			continue
+		}
+		if os.Remove(filepath.Join(b.root, tmpDir, f.Name())) == nil { // else at the next Open
+			n, bytes = n+1, bytes+info.Size()
 		}
 	}
+	return n, bytes
 }
 
 // unread says what a file system error means to a reader.

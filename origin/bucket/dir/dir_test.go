@@ -72,14 +72,17 @@ func TestStrayFilesAreSwept(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(root, tmpDir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, age := range map[string]time.Duration{"put-old": 2 * strayAge, "put-new": strayAge / 2} {
+	for name, age := range map[string]time.Duration{"put-older": 4 * strayAge, "put-old": 2 * strayAge, "put-new": strayAge / 2} {
 		path, then := filepath.Join(root, tmpDir, name), time.Now().Add(-age)
-		if err := errors.Join(os.WriteFile(path, nil, 0o644), os.Chtimes(path, then, then)); err != nil {
+		if err := errors.Join(os.WriteFile(path, []byte("four"), 0o644), os.Chtimes(path, then, then)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for info, err := range b.List(t.Context(), "", "") {
 		t.Errorf("a stray file is listed: %+v, %v", info, err)
+	}
+	if n, bytes, err := bucket.Leftovers(t.Context(), bucket.Beside(b), 3*strayAge); err != nil || n != 1 || bytes != 4 {
+		t.Errorf("%d left over of %d bytes, %v, want put-older", n, bytes, err)
 	}
 	open(t, root)
 	left, err := filepath.Glob(filepath.Join(root, tmpDir, "*"))

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -134,9 +135,8 @@ func (b *Bucket) putParts(ctx context.Context, key string, body bucket.Body, con
 		err = ofWrite(ctx, cerr, cond)
 	}
 	// An upload that was completed after all is not there to abort. One that can't
-	// be aborted now is removed by the store's own rule, if it has one.
-	in := &s3.AbortMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: start.UploadId}
-	if _, aerr := ask(context.WithoutCancel(ctx), b, deed{"abort", key}, b.client.AbortMultipartUpload, in); aerr != nil {
+	// be aborted now is one of the Leftovers.
+	if aerr := b.abort(context.WithoutCancel(ctx), key, start.UploadId); aerr != nil {
 		b.cfg.Log.Debug("s3: an upload was left behind", "key", key, "err", aerr)
 	}
 	return bucket.Info{}, err
@@ -160,4 +160,57 @@ func (b *Bucket) parts(ctx context.Context, d deed, id *string, body bucket.Body
 		})
 	}
 	return parts, group.Wait()
+}
+
+func (b *Bucket) abort(ctx context.Context, key string, upload *string) error {
+	in := &s3.AbortMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: upload}
+	_, err := ask(ctx, b, deed{"abort", key}, b.client.AbortMultipartUpload, in)
+	return err
+}
+
+// Leftovers removes uploads in parts that were begun longer ago than age and never completed, see bucket.Leftovers.
+func (b *Bucket) Leftovers(ctx context.Context, age time.Duration) (n int, bytes int64, err error) {
+	in := &s3.ListMultipartUploadsInput{Bucket: &b.cfg.Bucket, Prefix: b.key("")}
+	for {
+		out, err := ask(ctx, b, deed{"list", "uploads"}, b.client.ListMultipartUploads, in)
+		if errors.Is(err, content.ErrReadOnly) { // the store knows no such thing
+			return n, bytes, nil
+		}
+		if err != nil {
+			return n, bytes, err
+		}
+		now := clock(out.ResultMetadata)
+		for _, u := range out.Uploads {
+			key, ours := strings.CutPrefix(aws.ToString(u.Key), *b.key(""))
+			if !ours || bucket.CheckKey(key) != nil || u.Initiated == nil || now.IsZero() || now.Sub(*u.Initiated) <= age {
+				continue
+			}
+			size, err := b.uploaded(ctx, key, u.UploadId)
+			if err == nil {
+				err = b.abort(ctx, key, u.UploadId)
+			}
+			if err != nil && !errors.Is(err, content.ErrNotFound) && !errors.Is(err, content.ErrInvalid) { // it has ended meanwhile
+				return n, bytes, err
+			}
+			if err == nil {
+				n, bytes = n+1, bytes+size
+			}
+		}
+		if !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextKeyMarker) == "" {
+			return n, bytes, nil
+		}
+		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
+	}
+}
+
+// uploaded is how many bytes an upload has brought, in its first thousand parts.
+func (b *Bucket) uploaded(ctx context.Context, key string, upload *string) (bytes int64, err error) {
+	out, err := ask(ctx, b, deed{"parts", key}, b.client.ListParts, &s3.ListPartsInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: upload})
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range out.Parts {
+		bytes += aws.ToInt64(p.Size)
+	}
+	return bytes, nil
 }

@@ -19,9 +19,16 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// stubTries bounds how often an old name is given to a stub while the store loses the replies, each after the last one was
-// settled by reading.
-const stubTries = 5
+const (
+	// stubTries bounds how often an old name is given to a stub while the store loses the replies, each after the last one
+	// was settled by reading.
+	stubTries = 5
+	// freshTries bounds how often frames are put into a fresh pack, each after the last one was lost to another collection
+	// while this one slept.
+	freshTries = 5
+	// sureFor is garbage.SureFor: what was put is taken to be there for so long.
+	sureFor = time.Minute
+)
 
 // Config says how packs are written anew.
 type Config struct {
@@ -32,6 +39,11 @@ type Config struct {
 	// May is asked right before each old name is given to a stub: an error ends it all. Whoever collects looks there
 	// whether another has taken over, and may have deleted the fresh pack since. nil is to go on.
 	May func(ctx context.Context) error
+	// Secure is garbage.Secure: it is asked of a fresh pack that stubs name where that was put longer before than it can be
+	// taken to be there, or the store did not say. What is lost is put anew. nil is to ask nobody.
+	Secure func(ctx context.Context, keys []string) (lost []string, err error)
+	// Least is how many bytes of a pack of that size must be won for it to be written anew; nil is any.
+	Least func(size int64) int64
 	// PackSize is the size at which a fresh pack is closed, in bytes; 0 is pack.SizeTarget.
 	PackSize int
 	// Now dates the packs, nil is time.Now; Random names them, nil is crypto/rand.
@@ -47,6 +59,9 @@ func (cfg Config) withDefaults() Config {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Least == nil {
+		cfg.Least = func(int64) int64 { return 0 }
 	}
 	if cfg.May == nil {
 		cfg.May = func(context.Context) error { return nil }
@@ -91,11 +106,13 @@ type writing struct {
 	out    Written
 }
 
-// old is a pack whose frames are in a fresh one.
+// old is what lies under the name of a pack, as it was read or written last.
 type old struct {
-	id   pack.ID
-	etag string
-	size int64
+	id    pack.ID
+	etag  string
+	size  int64
+	taker pack.ID   // that a stub names; "" of a pack
+	at    time.Time // by the store's clock; zero where it did not say
 }
 
 func (w *writing) all(ctx context.Context) error {
@@ -144,14 +161,16 @@ type whole struct {
 func (w *writing) read(ctx context.Context, id pack.ID, frames Frames) (whole, error) {
 	p, err := bucket.ReadChecked(ctx, w.cfg.Bucket, id.Key(), pack.SizeMax, func(b []byte, info bucket.Info) (whole, error) {
 		d, err := w.reader.ParsePack(ctx, id, b)
-		p := whole{Directory: d, old: old{id, info.ETag, info.Size}, object: b}
+		p := whole{Directory: d, old: old{id: id, etag: info.ETag, size: info.Size}, object: b}
 		if err == nil && d.Moved == "" {
 			err = p.choose(w.reader, frames)
 		}
 		return p, err
 	})
-	switch {
+	switch won := p.size - int64(p.bytes+len(p.live)*pack.EntrySize); {
 	case err != nil || p.Moved != "":
+	case won < w.cfg.Least(p.size):
+		err = fmt.Errorf("%w: %d bytes of %d would be won", content.ErrInvalid, won, p.size)
 	case len(p.live) == 0:
 		err = fmt.Errorf("%w: nothing of it is alive: it is to be deleted", content.ErrInvalid)
 	case pack.NewWriter(id, nil).Size(len(p.live), p.bytes) > pack.SizeMax:
@@ -203,70 +222,143 @@ func (w *writing) place(ctx context.Context, p whole) error {
 }
 
 // ship puts the pack that is filled, and then a stub under each of the old names. Killed before the Put, nothing was
-// done; behind it, there is a pack that nothing names; behind a stub, those that follow are packs as they were.
+// done; behind it, there is a pack that nothing names; behind a stub, those that follow are packs as they were. Stubs
+// name their taker as a record does: where that was collected while this process slept, it is put anew.
 func (w *writing) ship(ctx context.Context) error {
-	if len(w.filled) == 0 {
-		return nil
-	}
 	fresh, filled := w.w, w.filled
 	w.w, w.filled = nil, nil
-	s, err := fresh.Seal(pack.SignedBy(w.cfg.Signer, fresh.ID().Scope(), w.cfg.Now))
+	if len(filled) == 0 {
+		return nil
+	}
+	for range freshTries {
+		s, err := fresh.Seal(pack.SignedBy(w.cfg.Signer, fresh.ID().Scope(), w.cfg.Now))
+		if err != nil {
+			return err
+		}
+		there, err := pack.Store(ctx, w.cfg.Bucket, s)
+		if err != nil {
+			return err
+		}
+		w.out.Packs++
+		w.out.Freed -= int64(len(s.Bytes))
+		if filled, err = w.stubs(ctx, filled, s.ID, there); err != nil {
+			return err
+		}
+		if len(filled) == 0 {
+			if len(s.Signature) > 0 {
+				w.packs = append(w.packs, index.Pack{ID: s.ID, Entries: slices.Clone(s.Directory), Signature: slices.Clone(s.Signature)})
+			}
+			return nil
+		}
+		w.cfg.Log.Warn("a fresh pack was collected before stubs named it; its frames are put anew", "pack", s.ID)
+		if fresh, err = w.anew(s); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: what is put to take over from packs is deleted again and again", content.ErrConflict)
+}
+
+// anew begins another pack with the frames of one.
+func (w *writing) anew(s pack.Sealed) (*pack.Writer, error) {
+	id, err := pack.NewID(s.ID.Scope(), w.cfg.Now(), w.cfg.Random)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := pack.Store(ctx, w.cfg.Bucket, s); err != nil {
-		return err
+	fresh := pack.NewWriter(id, nil)
+	for b := s.Directory; len(b) > 0; b = b[pack.EntrySize:] {
+		e, err := pack.DecodeEntry(s.ID, b[:pack.EntrySize])
+		if err != nil {
+			return nil, err
+		}
+		fresh.Add(e.Role, e.CID, int(e.Raw), e.Codec, s.Bytes[e.Offset:e.End()])
 	}
-	w.out.Packs++
-	w.out.Freed -= int64(len(s.Bytes))
-	if len(s.Signature) > 0 {
-		w.packs = append(w.packs, index.Pack{ID: s.ID, Entries: slices.Clone(s.Directory), Signature: slices.Clone(s.Signature)})
-	}
-	for _, o := range filled {
-		taker, err := w.stub(ctx, o, s.ID)
+	return fresh, nil
+}
+
+// stubs gives old names to stubs. It returns those that have to be given to others, as the taker was lost by then.
+func (w *writing) stubs(ctx context.Context, filled []old, taker pack.ID, there time.Time) (again []old, err error) {
+	for i, o := range filled {
+		o, err := w.stub(ctx, o, taker)
 		if errors.Is(err, bucket.ErrPrecondition) || errors.Is(err, content.ErrNotFound) {
 			w.leave(o.id, err)
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		w.out.Moved[o.id] = taker
-		if err := w.redirect(ctx, o.id, taker); err != nil {
-			return err
+		if w.out.Moved[o.id] = o.taker; o.taker == taker {
+			again = append(again, o)
+		}
+		if w.cfg.Secure != nil && (there.IsZero() || o.at.IsZero() || o.at.Sub(there) > sureFor) {
+			lost, err := w.cfg.Secure(ctx, []string{taker.Key()})
+			if err != nil {
+				return nil, fmt.Errorf("look whether pack %s is there, which stubs name: %w", taker, err)
+			}
+			if len(lost) > 0 {
+				return append(again, filled[i+1:]...), nil
+			}
+		}
+		if err := w.redirect(ctx, o.id, o.taker); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
-// stub gives the name of a pack to a stub, if it is what it was, and returns which pack that names: another where somebody
-// else did so before. A lost reply is settled by reading.
-func (w *writing) stub(ctx context.Context, o old, taker pack.ID) (pack.ID, error) {
+// stub gives an old name to a stub that names taker, if what lies there is what it was; else it is ErrPrecondition, or
+// a stub of somebody else's. A lost reply is settled by reading.
+func (w *writing) stub(ctx context.Context, o old, taker pack.ID) (old, error) {
 	s := pack.NewWriter(o.id, nil).SealStub(taker)
+	fail := func(err error) (old, error) { return o, fmt.Errorf("leave a stub of pack %s: %w", o.id, err) }
 	var err error
 	for range stubTries {
 		if err := w.cfg.May(ctx); err != nil {
-			return "", err
+			return o, err
 		}
-		if _, err = w.cfg.Bucket.Put(ctx, o.id.Key(), bucket.Bytes(s.Bytes), bucket.IfMatch(o.etag)); err == nil {
-			w.out.Freed += o.size - int64(len(s.Bytes))
-			return taker, nil
+		var info bucket.Info
+		info, err = w.cfg.Bucket.Put(ctx, o.id.Key(), bucket.Bytes(s.Bytes), bucket.IfMatch(o.etag))
+		now := old{o.id, info.ETag, int64(len(s.Bytes)), taker, info.Now}
+		if errors.Is(err, content.ErrUnavailable) || errors.Is(err, bucket.ErrPrecondition) {
+			var readErr error
+			if now, readErr = w.look(ctx, o.id); readErr != nil {
+				return fail(errors.Join(readErr, err))
+			}
+		} else if err != nil {
+			return fail(err)
 		}
-		if !errors.Is(err, content.ErrUnavailable) && !errors.Is(err, bucket.ErrPrecondition) {
-			break
-		}
-		d, readErr := w.reader.ReadDirectory(ctx, o.id)
 		switch {
-		case readErr != nil:
-			return "", fmt.Errorf("leave a stub of pack %s: %w", o.id, errors.Join(readErr, err))
-		case d.Moved != "":
-			w.out.Freed += o.size - int64(len(s.Bytes))
-			return d.Moved, nil
-		case errors.Is(err, bucket.ErrPrecondition):
-			return "", fmt.Errorf("leave a stub of pack %s: it was written again meanwhile: %w", o.id, err)
+		case now.taker == taker:
+			w.out.Freed += o.size - now.size
+			return now, nil
+		case now.etag == o.etag: // nothing was done
+		case now.taker != "":
+			return now, nil
+		default:
+			return fail(fmt.Errorf("it was written again meanwhile: %w: %w", bucket.ErrPrecondition, err))
 		}
 	}
-	return "", fmt.Errorf("leave a stub of pack %s: %w", o.id, err)
+	return fail(err)
+}
+
+// look reads what lies under the name of a pack: a stub, or another.
+func (w *writing) look(ctx context.Context, id pack.ID) (old, error) {
+	o, err := w.cfg.Bucket.Get(ctx, id.Key(), bucket.Range{Offset: -pack.SizeMin})
+	if err != nil {
+		return old{}, err
+	}
+	b, err := io.ReadAll(io.LimitReader(o.Body, pack.SizeMin))
+	if err = errors.Join(err, o.Body.Close()); err != nil {
+		return old{}, fmt.Errorf("read %s: %w: %w", o.Key, content.ErrUnavailable, err)
+	}
+	now := old{id: id, etag: o.ETag, size: o.Size, at: o.Now}
+	if o.Size == pack.SizeMin {
+		d, err := w.reader.ParsePack(ctx, id, b)
+		if err != nil {
+			return old{}, err
+		}
+		now.taker = d.Moved
+	}
+	return now, nil
 }
 
 // redirect has the stubs that lead to a pack by its old name lead to the one that took over: chains stay short. Where
@@ -276,15 +368,17 @@ func (w *writing) redirect(ctx context.Context, id, taker pack.ID) error {
 		if w.group.Stubs[before] != id {
 			continue
 		}
-		_, info, err := bucket.ReadAll(ctx, w.cfg.Bucket, before.Key(), pack.SizeMin)
-		if errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrNotFound) {
-			continue // it is no stub
+		o, err := w.look(ctx, before)
+		if err == nil && o.taker != "" && o.taker != taker {
+			o, err = w.stub(ctx, o, taker)
 		}
-		if err == nil {
-			w.out.Moved[before], err = w.stub(ctx, old{before, info.ETag, info.Size}, taker)
-		}
-		if err != nil {
+		switch {
+		case damaged(err) || errors.Is(err, bucket.ErrPrecondition):
+			w.cfg.Log.Warn("an old stub stays as it is", "pack", before, "error", err)
+		case err != nil:
 			return err
+		case o.taker != "":
+			w.out.Moved[before] = o.taker
 		}
 	}
 	return nil

@@ -271,7 +271,7 @@ func TestRelocateFollowsStubs(t *testing.T) {
 	to.set(t, old[0].Pack.Key(), pack.NewWriter(old[0].Pack, nil).SealStub(first).Bytes)
 
 	_, err = r.ReadFrames(t.Context(), old[5:6])
-	wantErr(t, err, content.ErrCorrupt)
+	wantErr(t, err, content.ErrNotFound)
 	now, err := r.Relocate(t.Context(), old[5])
 	if err != nil || now.Pack != second {
 		t.Fatalf("now at %v, error %v", now, err)
@@ -283,6 +283,7 @@ func TestRelocateFollowsStubs(t *testing.T) {
 	wantErr(t, err, content.ErrNotFound)
 
 	to.set(t, second.Key(), pack.NewWriter(second, nil).SealStub(first).Bytes)
+	r = pack.NewReader(to)
 	_, err = r.Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrCorrupt)
 	if err := verifyPack(t.Context(), r, first); err != nil {
@@ -290,7 +291,7 @@ func TestRelocateFollowsStubs(t *testing.T) {
 	}
 	narrow := pack.ID("farm/a/" + string(first[len("mesh/"):]))
 	to.set(t, first.Key(), pack.NewWriter(first, nil).SealStub(narrow).Bytes)
-	_, err = r.Relocate(t.Context(), old[5])
+	_, err = pack.NewReader(to).Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrForbidden)
 }
 

@@ -67,9 +67,20 @@ func encodeIndex(packs []Pack, sources []string) ([]byte, error) {
 	return slices.Concat(sum[:], b), err
 }
 
-// decodeIndex reads an index object; anything else is ErrCorrupt.
+// another reports whether b begins as an index of another version, whatever that has behind its magic: it stands where
+// dag-cbor has the shortest name of a map, before that of the packs.
+func another(b []byte) bool {
+	name, _, _ := strings.Cut(indexMagic, "/")
+	_, behind, found := strings.Cut(string(b[:min(len(b), 2*content.CIDSize+len(indexMagic))]), name)
+	return found && !strings.HasPrefix(name+behind, indexMagic+"\x65packs")
+}
+
+// decodeIndex reads an index object; anything else is ErrCorrupt, one of another version ErrUnknown.
 func decodeIndex(b []byte) (packs []Pack, sources []string, err error) {
 	var x object
+	if another(b) {
+		return nil, nil, fmt.Errorf("index: %w", content.ErrUnknown)
+	}
 	if len(b) < content.CIDSize {
 		return nil, nil, fmt.Errorf("index: %w: truncated", content.ErrCorrupt)
 	}

@@ -272,8 +272,8 @@ func runs(frames []frame) [][]frame {
 type moves struct{ *pack.Reader }
 
 func (m moves) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
-	d, err := m.ReadDirectory(ctx, e.Pack)
-	if err == nil && d.Moved == "" {
+	d, err := m.Taker(ctx, e.Pack)
+	if err == nil && d.Pack == e.Pack {
 		err = fmt.Errorf("%w: it lies elsewhere in the pack, or not at all", content.ErrCorrupt)
 	}
 	if err != nil {
