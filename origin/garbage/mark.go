@@ -88,7 +88,9 @@ func mark(ctx context.Context, src Source, s *survey, wanted map[pack.ID]bool, p
 		if err != nil {
 			break
 		}
-		m.record(src, r, func(h pack.Head) { group.Go(func() error { return m.root(reading, r, h) }) })
+		if h := m.record(src, r); h != nil {
+			group.Go(func() error { return m.root(reading, r, *h) })
+		}
 		progress(m.names)
 	}
 	if waited := group.Wait(); waited != nil {
@@ -116,21 +118,21 @@ func (m *marks) report(b Broken) {
 	}
 }
 
-// record marks what a record names itself; roots are read by read.
-func (m *marks) record(src Source, r Record, read func(pack.Head)) {
+// record marks what a record names itself, and returns the head whose root is to be read; nil for none.
+func (m *marks) record(src Source, r Record) *pack.Head {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.names++
 	if r.Err != nil {
 		if m.report(Broken{Name: r.Label(), Error: content.Line(r.Err)}); r.Space == content.KindCollection || r.Space == content.KindRevocation {
-			return // which name nothing
+			return nil // which name nothing
 		}
 		m.holds = append(m.holds, hold{content.Scope{}, 0, hourOf(r.Written.Add(holdSlack))})
 		m.held = m.held || r.Space != content.KindImage && r.Space != content.KindInstance
-		return
+		return nil
 	}
 	if _, revoked := src.Verifier.Revoked(r.Envelope.Signer.Key); revoked && r.Kind == content.KindLease {
-		return // with its member, who does not come back
+		return nil // with its member, who does not come back
 	}
 	if r.Unsigned != nil {
 		m.report(Broken{Name: r.Label(), Error: content.Line(r.Unsigned)})
@@ -145,16 +147,19 @@ func (m *marks) record(src Source, r Record, read func(pack.Head)) {
 			m.tails[s.Volume] = append(m.tails[s.Volume], s)
 		}
 	}
-	if h := r.Head; h != nil {
-		m.name(h.Manifest.Pack, 0)
-		if !h.Root.Map.IsHole() {
-			m.name(h.Node.Pack, 0)
-		}
-		if !m.seen[h.Manifest] {
-			m.seen[h.Manifest] = true
-			read(*h)
-		}
+	h := r.Head
+	if h == nil {
+		return nil
 	}
+	m.name(h.Manifest.Pack, 0)
+	if !h.Root.Map.IsHole() {
+		m.name(h.Node.Pack, 0)
+	}
+	if m.seen[h.Manifest] {
+		return nil
+	}
+	m.seen[h.Manifest] = true
+	return h
 }
 
 // root marks what a root needs, by its manifest; by its map, where that can't be read.

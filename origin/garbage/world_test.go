@@ -42,7 +42,7 @@ const (
 	imageSize = 512 * chunkSize
 )
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{clock: time.Date(2026, 11, 20, 22, 30, 0, 0, time.UTC), wants: map[string]map[uint64]uint64{}}
 	w.Bucket = mem.New(t, mem.Config{Now: w.now, MayReadDeleted: true, Fault: w.faulty})
@@ -86,7 +86,7 @@ func (w *world) later(d time.Duration) {
 	w.clock = w.clock.Add(d)
 }
 
-func (w *world) catalog(t *testing.T) *catalog.Catalog {
+func (w *world) catalog(t testing.TB) *catalog.Catalog {
 	t.Helper()
 	c, err := catalog.New(catalog.Config{Bucket: w, Verifier: w.verifier, Signer: w.signer, Now: w.now})
 	if err != nil {
@@ -102,7 +102,7 @@ func (w *world) config() Config {
 }
 
 // run is a run of a collection that has to succeed.
-func (w *world) run(t *testing.T) Report {
+func (w *world) run(t testing.TB) Report {
 	t.Helper()
 	r, err := Run(t.Context(), w.config())
 	if err != nil {
@@ -131,7 +131,7 @@ func chunks(n int, seed uint64) map[uint64]uint64 {
 }
 
 // pack builds the packs of an image, of that scope.
-func (w *world) pack(t *testing.T, what map[uint64]uint64, scope content.Scope) (pack.Head, pack.Manifest) {
+func (w *world) pack(t testing.TB, what map[uint64]uint64, scope content.Scope) (pack.Head, pack.Manifest) {
 	t.Helper()
 	known, err := index.Load(t.Context(), index.Config{Bucket: w, Scopes: []content.Scope{content.Mesh()}, Verifier: w.verifier, Now: w.now})
 	if err != nil {
@@ -156,7 +156,7 @@ func (w *world) pack(t *testing.T, what map[uint64]uint64, scope content.Scope) 
 }
 
 // publish has a name stand for an image.
-func (w *world) publish(t *testing.T, name string, what map[uint64]uint64) pack.Head {
+func (w *world) publish(t testing.TB, name string, what map[uint64]uint64) pack.Head {
 	t.Helper()
 	head, m := w.pack(t, what, content.Mesh())
 	w.put(t, content.KindImage, name, "", head)
@@ -171,7 +171,7 @@ func (w *world) publish(t *testing.T, name string, what map[uint64]uint64) pack.
 	return head
 }
 
-func (w *world) put(t *testing.T, kind content.Kind, name, farm string, head pack.Head) {
+func (w *world) put(t testing.TB, kind content.Kind, name, farm string, head pack.Head) {
 	t.Helper()
 	codec, c := content.NewCodec(), w.catalog(t)
 	body, err := catalog.Image{Head: head, Source: "test"}.Encode(codec)
@@ -187,7 +187,7 @@ func (w *world) put(t *testing.T, kind content.Kind, name, farm string, head pac
 	}
 }
 
-func (w *world) remove(t *testing.T, name string) {
+func (w *world) remove(t testing.TB, name string) {
 	t.Helper()
 	c := w.catalog(t)
 	r, err := c.Get(t.Context(), content.KindImage, name)
@@ -201,7 +201,7 @@ func (w *world) remove(t *testing.T, name string) {
 }
 
 // check reads all that names stand for.
-func (w *world) check(t *testing.T) {
+func (w *world) check(t testing.TB) {
 	t.Helper()
 	reader, names := pack.NewReader(w), 0
 	for r, err := range w.source().Records(t.Context()) {
@@ -226,7 +226,7 @@ func (w *world) check(t *testing.T) {
 }
 
 // keys are those that begin so.
-func (w *world) keys(t *testing.T, prefix string) (out []string) {
+func (w *world) keys(t testing.TB, prefix string) (out []string) {
 	t.Helper()
 	for info, err := range w.List(context.Background(), prefix, "") {
 		if err != nil {
@@ -238,7 +238,7 @@ func (w *world) keys(t *testing.T, prefix string) (out []string) {
 }
 
 // bytes are those of all packs.
-func (w *world) bytes(t *testing.T) (total int64) {
+func (w *world) bytes(t testing.TB) (total int64) {
 	t.Helper()
 	for info, err := range w.List(context.Background(), string(content.KeyPacks), "") {
 		if err != nil {
@@ -250,7 +250,7 @@ func (w *world) bytes(t *testing.T) (total int64) {
 }
 
 // written puts any object over any other.
-func (w *world) written(t *testing.T, key string, b []byte) {
+func (w *world) written(t testing.TB, key string, b []byte) {
 	t.Helper()
 	if err := w.Delete(t.Context(), key); err != nil {
 		t.Fatal(err)
@@ -271,7 +271,7 @@ func (r Report) row(then string) (out Amount) {
 }
 
 // same fails unless nothing of the packs has changed.
-func (w *world) same(t *testing.T, before []string) {
+func (w *world) same(t testing.TB, before []string) {
 	t.Helper()
 	if now := w.keys(t, string(content.KeyPacks)); !slices.Equal(now, before) {
 		t.Fatalf("packs went or came: %v, before %v", now, before)
