@@ -53,7 +53,8 @@ func (r *run) anew(ctx context.Context, ids []pack.ID) (int, error) {
 	if err := r.turn.hold(ctx); err != nil {
 		return 0, err
 	}
-	out, err := repack.Write(ctx, repack.Config{Bucket: r.at, Signer: r.cfg.Signer, May: r.turn.hold, Now: r.at.now, Log: r.cfg.Log}, g, alive)
+	secure := func(ctx context.Context, keys []string) ([]string, error) { return Secure(ctx, r.at, keys, nil) }
+	out, err := repack.Write(ctx, repack.Config{Bucket: r.at, Signer: r.cfg.Signer, May: r.turn.hold, Secure: secure, Least: leastOf, Now: r.at.now, Log: r.cfg.Log}, g, alive)
 	r.report.Repacked.Bytes += out.Freed
 	for _, id := range ids {
 		if _, moved := out.Moved[id]; moved {

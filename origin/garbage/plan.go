@@ -131,7 +131,7 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 		p.condemn = append(p.condemn, rest)
 	default:
 		then = "waits for the end of its grace"
-		if rest.size() < b.size() {
+		if rest.size() < b.size() || b.size() == 0 { // committers have taken all out
 			p.release = append(p.release, rest)
 		}
 		if rest.size() > 0 && (p.next.IsZero() || due.Before(p.next)) {
@@ -280,8 +280,10 @@ func (p *plan) anew(m *marks, t terms) []*row {
 
 // worthwhile reports whether so much that is dead pays for writing the rest of a pack anew.
 func worthwhile(dead int64, size uint32) bool {
-	return dead >= max(repackLeast, int64(size)/repackDead)
+	return dead >= leastOf(int64(size))
 }
+
+func leastOf(size int64) int64 { return max(repackLeast, size/repackDead) }
 
 // standing counts a pack that keeps its place.
 func (p *plan) standing(m *marks, r *row) {

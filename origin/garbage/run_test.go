@@ -83,6 +83,23 @@ func TestRevived(t *testing.T) {
 	w.check(t)
 }
 
+// TestEmptiedBatchGoes: tombstones of which committers have taken all out.
+func TestEmptiedBatchGoes(t *testing.T) {
+	w := newWorld(t)
+	what := chunks(100, 1000)
+	w.publish(t, "old", what)
+	w.remove(t, "old")
+	w.run(t)
+	w.publish(t, "again", what)
+	w.remove(t, "again")
+	w.publish(t, "once-more", what)
+	w.run(t)
+	if left := w.keys(t, string(content.KeyGarbage)); len(left) != 0 {
+		t.Fatalf("tombstones are left: %v", left)
+	}
+	w.check(t)
+}
+
 // TestCommitBesideARun: at each request of the run that deletes, an importer commits what finds the dead pack in the index.
 // It keeps it, or is told that it is lost.
 func TestCommitBesideARun(t *testing.T) {
