@@ -47,14 +47,18 @@ func (b *Builder) upload(ctx context.Context, s pack.Sealed) error {
 
 // store puts a pack under its name, which is random: whoever finds the name taken finds an earlier try of
 // this very call, or something is badly wrong. So a lost reply is settled by reading the footer. It returns when
-// that was, by the store's clock; zero where nobody can say.
+// that was, by the store's clock; zero where nobody can say, as an earlier try may have been there long before.
 func store(ctx context.Context, to bucket.Bucket, s pack.Sealed) (at time.Time, err error) {
+	doubt := false
 	try := func() (time.Time, error) {
 		info, err := to.Put(ctx, s.ID.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent())
 		switch {
+		case err == nil && doubt:
+			return time.Time{}, nil
 		case err == nil:
 			return info.Now, nil
 		case errors.Is(err, bucket.ErrUnknown), errors.Is(err, bucket.ErrPrecondition):
+			doubt = true
 			return time.Time{}, settle(ctx, to, s, err)
 		case errors.Is(err, content.ErrUnavailable):
 			return time.Time{}, err
