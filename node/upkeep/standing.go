@@ -1,0 +1,113 @@
+package upkeep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/garbage"
+)
+
+// View is how the upkeep of the origin stands, as far as this node knows.
+type View struct {
+	Collections Collections `json:"gc"`
+}
+
+// Standing is how it stands with what is done at intervals.
+type Standing struct {
+	Every float64   `json:"every_seconds" doc:"how often it is done by itself; 0: never"`
+	Due   time.Time `json:"due,omitzero" doc:"when it is due next; absent while that is not known, as on a node that may not do it"`
+	Ended time.Time `json:"ended,omitzero" doc:"when it was last done"`
+	Error string    `json:"error,omitempty" doc:"why it failed since"`
+}
+
+// Collections is how it stands with the collections of garbage of the mesh.
+type Collections struct {
+	Standing
+	Report *garbage.Report `json:"report,omitempty" doc:"of the last one that this node has done; dry ones do not count"`
+}
+
+// stands is what this node knows.
+type stands struct {
+	mu    sync.Mutex // guards all below
+	gc    Collections
+	freed int64 // bytes, since this node's start
+}
+
+// View says how the upkeep stands.
+func (u *Upkeep) View() View {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	v := View{Collections: u.gc}
+	v.Collections.Every = u.cfg.CollectEvery.Seconds()
+	return v
+}
+
+// collected notes how a run of this node has ended.
+func (u *Upkeep) collected(report garbage.Report, err error) {
+	if err != nil {
+		u.notCollected(err)
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.gc.Ended, u.gc.Error, u.gc.Report = report.At, "", &report
+	u.freed += report.Deleted.Bytes + report.Repacked.Bytes
+}
+
+// notCollected notes why no garbage was collected, unless another node is at it, or somebody did not want it any more.
+func (u *Upkeep) notCollected(err error) {
+	if errors.Is(err, content.Running) || errors.Is(err, content.ErrFenced) || errors.Is(err, context.Canceled) {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.gc.Error = content.Line(err)
+}
+
+// collectedBy notes what the record of the collections says: also of other nodes'.
+func (u *Upkeep) collectedBy(last catalog.Collection, due time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.gc.Due = due; last.Ended != 0 && last.EndedAt().After(u.gc.Ended) {
+		u.gc.Ended, u.gc.Error = last.EndedAt(), ""
+	}
+}
+
+// namesShown bounds the names that a warning has.
+const namesShown = 4
+
+// Warn says what is amiss, and what it is about.
+func (u *Upkeep) Warn(warn func(about, format string, args ...any)) {
+	gc := u.View().Collections
+	switch {
+	case gc.Error != "":
+		warn("origin gc", "no garbage was collected at the origin%s: %s; `grange origin gc --dry-run` says what there is", since(gc.Ended), gc.Error)
+	case gc.Report != nil && len(gc.Report.Broken) > 0:
+		warn("origin gc", "%d names at the origin can't be read, and nothing that they may hold is deleted: %s; `grange origin gc --dry-run` says why", len(gc.Report.Broken), some(gc.Report.Broken, func(b garbage.Broken) string { return b.Name }))
+	}
+}
+
+// some names a few.
+func some[T any](all []T, name func(T) string) string {
+	var names []string
+	for _, v := range all[:min(len(all), namesShown)] {
+		names = append(names, name(v))
+	}
+	if more := len(all) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " since " + t.UTC().Format(time.RFC3339)
+}
