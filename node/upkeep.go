@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/upkeep"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -15,9 +16,9 @@ type Upkeep struct {
 	Collect, Verify time.Duration
 }
 
-func (n *Node) openUpkeep(context.Context) (err error) {
-	n.Upkeep, err = upkeep.New(upkeep.Config{
-		File: filepath.Join(n.cfg.Dir, "upkeep.json"), CollectEvery: n.cfg.Upkeep.Collect, VerifyEvery: n.cfg.Upkeep.Verify,
+func (n *Node) openUpkeep(context.Context) error {
+	n.Upkeep = upkeep.New(upkeep.Config{
+		URL: n.origin.url, File: filepath.Join(n.cfg.Dir, "upkeep.json"), Temp: filepath.Join(n.cfg.Dir, images.TempDir), CollectEvery: n.cfg.Upkeep.Collect, VerifyEvery: n.cfg.Upkeep.Verify,
 		Readable: n.origin.readable, Writable: n.origin.writable, Target: n.origin.beside, Suspect: n.origin.suspect,
 		Recall: func(space content.Kind, name, etag string) []byte {
 			if r, ok := n.recall(space, name); ok && r.ETag == etag {
@@ -27,5 +28,5 @@ func (n *Node) openUpkeep(context.Context) (err error) {
 		},
 		Operations: n.Operations, Signer: n.signer, Verifier: n.verifier, Log: n.cfg.Log,
 	})
-	return err
+	return nil
 }

@@ -72,8 +72,8 @@ func (u *Upkeep) Collect(req CollectRequest) (operations.View, error) {
 		if !report.At.IsZero() {
 			err = errors.Join(err, op.Report(report))
 		}
-		if !req.DryRun {
-			u.collected(report, err)
+		if err == nil && !req.DryRun {
+			u.collected(report)
 		}
 		return err
 	})

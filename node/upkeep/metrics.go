@@ -16,7 +16,7 @@ func (u figures) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("grange_origin_"+name, help, nil, nil), kind, v)
 	}
 	v := u.View()
-	for what, s := range map[string]Standing{"gc": v.Collections.Standing} {
+	for what, s := range map[string]Standing{"gc": v.Collections.Standing, "verify": v.Checks.Standing} {
 		failing := 0.0
 		if s.Error != "" {
 			failing = 1
@@ -35,5 +35,8 @@ func (u figures) Collect(out chan<- prometheus.Metric) {
 		show(prometheus.GaugeValue, "gc_waiting_bytes", "Bytes that are dead and wait for the end of their grace, as that has left them.", float64(r.Waiting.Bytes))
 		show(prometheus.GaugeValue, "gc_dead_bytes", "Bytes that it found dead, deleted or not.", float64(r.Waiting.Bytes+r.Deleted.Bytes+r.Repacked.Bytes))
 		show(prometheus.GaugeValue, "gc_broken_names", "Names that it could not read.", float64(len(r.Broken)))
+	}
+	if r := v.Checks.Report; r != nil {
+		show(prometheus.GaugeValue, "verify_hurt_names", "Names at the origin that the last whole check of this node found hurt.", float64(r.HurtNames))
 	}
 }

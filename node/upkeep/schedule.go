@@ -1,6 +1,7 @@
 package upkeep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ const (
 func (u *Upkeep) Run(ctx context.Context) error {
 	var both sync.WaitGroup
 	both.Go(func() { keep(ctx, u.cfg.CollectEvery, u.untilCollection, u.collectNow) })
+	both.Go(func() { keep(ctx, u.cfg.VerifyEvery, u.untilCheck, u.verifyNow) })
 	both.Wait()
 	return nil
 }
@@ -104,16 +106,17 @@ func dueAfter(last catalog.Collection, every time.Duration, started time.Time) t
 
 // collectNow collects as the defaults say, and returns when that has ended.
 func (u *Upkeep) collectNow(ctx context.Context) {
-	u.wait(ctx, CollectKind, func() (operations.View, error) { return u.Collect(CollectRequest{}) })
+	err := u.wait(ctx, func() (operations.View, error) { return u.Collect(CollectRequest{}) })
+	if err != nil && ctx.Err() == nil {
+		u.notCollected(err)
+	}
 }
 
-// wait begins an operation and returns when it has ended; what becomes of it is said by that.
-func (u *Upkeep) wait(ctx context.Context, kind string, begin func() (operations.View, error)) {
+// wait begins an operation, and returns what it has failed with when it has ended.
+func (u *Upkeep) wait(ctx context.Context, begin func() (operations.View, error)) error {
 	v, err := begin()
 	if err == nil {
-		_, err = u.cfg.Operations.Wait(ctx, v.ID)
+		v, err = u.cfg.Operations.Wait(ctx, v.ID)
 	}
-	if err != nil && ctx.Err() == nil {
-		u.cfg.Log.Info("what is due at the origin is put off", "what", kind, "err", err)
-	}
+	return cmp.Or(err, v.Cause)
 }

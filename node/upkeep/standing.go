@@ -11,11 +11,13 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/garbage"
+	"github.com/grangemesh/grange/origin/garbage/check"
 )
 
 // View is how the upkeep of the origin stands, as far as this node knows.
 type View struct {
 	Collections Collections `json:"gc"`
+	Checks      Checks      `json:"verify"`
 }
 
 // Standing is how it stands with what is done at intervals.
@@ -23,7 +25,7 @@ type Standing struct {
 	Every float64   `json:"every_seconds" doc:"how often it is done by itself; 0: never"`
 	Due   time.Time `json:"due,omitzero" doc:"when it is due next; absent while that is not known, as on a node that may not do it"`
 	Ended time.Time `json:"ended,omitzero" doc:"when it was last done"`
-	Error string    `json:"error,omitempty" doc:"why it failed since"`
+	Error string    `json:"error,omitempty" doc:"why it failed since when it was due"`
 }
 
 // Collections is how it stands with the collections of garbage of the mesh.
@@ -32,35 +34,42 @@ type Collections struct {
 	Report *garbage.Report `json:"report,omitempty" doc:"of the last one that this node has done; dry ones do not count"`
 }
 
+// Checks is how it stands with the checks of this node: at intervals it reads a part of the chunks.
+type Checks struct {
+	Standing
+	Report *check.Report `json:"report,omitempty" doc:"of the last whole one"`
+}
+
 // stands is what this node knows.
 type stands struct {
-	mu    sync.Mutex // guards all below
-	gc    Collections
-	freed int64 // bytes, since this node's start
+	mu     sync.Mutex // guards all below
+	gc     Collections
+	freed  int64 // bytes, since this node's start
+	checks Checks
+	last   checked // by itself, or whole
 }
 
 // View says how the upkeep stands.
 func (u *Upkeep) View() View {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	v := View{Collections: u.gc}
-	v.Collections.Every = u.cfg.CollectEvery.Seconds()
+	v := View{u.gc, u.checks}
+	v.Collections.Every, v.Checks.Every = u.cfg.CollectEvery.Seconds(), u.cfg.VerifyEvery.Seconds()
+	if last := u.last; !last.Ended.IsZero() {
+		v.Checks.Ended, v.Checks.Report = last.Ended, &last.Report
+	}
 	return v
 }
 
-// collected notes how a run of this node has ended.
-func (u *Upkeep) collected(report garbage.Report, err error) {
-	if err != nil {
-		u.notCollected(err)
-		return
-	}
+// collected notes what a run of this node has done.
+func (u *Upkeep) collected(report garbage.Report) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.gc.Ended, u.gc.Error, u.gc.Report = report.At, "", &report
 	u.freed += report.Deleted.Bytes + report.Repacked.Bytes
 }
 
-// notCollected notes why no garbage was collected, unless another node is at it, or somebody did not want it any more.
+// notCollected notes why no garbage was collected when that was due, unless another node is at it, or somebody did not want it any more.
 func (u *Upkeep) notCollected(err error) {
 	if errors.Is(err, content.Running) || errors.Is(err, content.ErrFenced) || errors.Is(err, context.Canceled) {
 		return
@@ -84,12 +93,19 @@ const namesShown = 4
 
 // Warn says what is amiss, and what it is about.
 func (u *Upkeep) Warn(warn func(about, format string, args ...any)) {
-	gc := u.View().Collections
+	v := u.View()
+	gc, checks := v.Collections, v.Checks
 	switch {
 	case gc.Error != "":
 		warn("origin gc", "no garbage was collected at the origin%s: %s; `grange origin gc --dry-run` says what there is", since(gc.Ended), gc.Error)
 	case gc.Report != nil && len(gc.Report.Broken) > 0:
 		warn("origin gc", "%d names at the origin can't be read, and nothing that they may hold is deleted: %s; `grange origin gc --dry-run` says why", len(gc.Report.Broken), some(gc.Report.Broken, func(b garbage.Broken) string { return b.Name }))
+	}
+	switch {
+	case checks.Report != nil && checks.Report.HurtNames > 0:
+		warn("origin verify", "%d names at the origin are hurt: %s; import again what they are of, or restore it from a copy, and look with `grange origin verify`", checks.Report.HurtNames, some(checks.Report.Hurt, hurtName))
+	case checks.Error != "":
+		warn("origin verify", "the origin was not checked%s: %s", since(checks.Ended), checks.Error)
 	}
 }
 

@@ -19,8 +19,10 @@ import (
 
 // Config is what an Upkeep is built from.
 type Config struct {
-	// File remembers over starts how far a check is, and when the last one ended.
-	File string
+	// URL is the origin's, as far as it is known.
+	URL string
+	// File remembers over starts how far a check is, and when the last one ended. Temp is a folder for working files.
+	File, Temp string
 	// CollectEvery and VerifyEvery are the intervals; zero is never.
 	CollectEvery, VerifyEvery time.Duration
 	// Readable returns the origin, nil while it can't be read, and Writable the same, or why nothing can be written to it.
@@ -47,9 +49,10 @@ type Upkeep struct {
 }
 
 // New builds an Upkeep.
-func New(cfg Config) (*Upkeep, error) {
+func New(cfg Config) *Upkeep {
 	u := &Upkeep{cfg: cfg, codec: content.NewCodec(), begun: time.Now()}
-	return u, nil
+	u.recall()
+	return u
 }
 
 // origin is what operations and their errors call what they are on: no image has such a name.
