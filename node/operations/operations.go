@@ -56,7 +56,7 @@ type View struct {
 	Ended   time.Time        `json:"ended,omitzero"`
 	Took    float64          `json:"took_seconds,omitempty" doc:"by no clock that can be set"`
 	// Result may be long: it is kept of the last operation of a kind, and shown of one that is asked for.
-	Result json.RawMessage `json:"result,omitempty" doc:"what it has found out, of a kind that reports, as the route that begins it says; in neither lists nor events, and kept of the last of a kind and target alone"`
+	Result json.RawMessage `json:"result,omitempty" doc:"what it has found out, by its kind; in neither lists nor events, and kept of the last of a kind and target alone"`
 
 	// Cause is why it has failed.
 	Cause error `json:"-"`
@@ -266,7 +266,7 @@ func (o *Operations) Pause(id string, pause bool) (View, error) {
 
 // Report gives an operation its result, which JSON can say.
 func (op *Operation) Report(result any) error {
-	b, err := json.Marshal(result)
+	b, err := json.Marshal(map[string]any{op.view.Kind: result}) // which never changes
 	op.Update(func(v *View) { v.Result = b })
 	return err
 }

@@ -168,7 +168,9 @@ func (u *Upkeep) remember(c checked) {
 	c.Report.Hurt, c.Report.Suspect = c.Report.Hurt[:min(len(c.Report.Hurt), hurtKept)], c.Report.Suspect[:min(len(c.Report.Suspect), hurtKept)]
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.last = c
+	if u.last = c; !c.Ended.IsZero() {
+		u.checks.Error = ""
+	}
 	b, err := json.Marshal(c)
 	if err == nil {
 		err = durable.WriteFile(u.cfg.File, b, 0o600)

@@ -88,8 +88,12 @@ func Report[T any](ctx context.Context, app *Node, std Stdio, r Request, text fu
 	if err := app.Send(ctx, Get(OperationPath(op.ID)), &op); err != nil {
 		return err
 	}
+	var results map[string]json.RawMessage // by kind
 	if len(op.Result) > 0 {
-		err = Show(app, std, op.Result, text)
+		err = json.Unmarshal(op.Result, &results)
+	}
+	if result := results[op.Kind]; err == nil && result != nil {
+		err = Show(app, std, result, text)
 	}
 	return cmp.Or(outcome(last), err)
 }
