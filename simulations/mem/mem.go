@@ -77,6 +77,9 @@ type Config struct {
 	MayReadDeleted bool
 }
 
+// stubMax is the length of a pack without frames: a header and a footer.
+const stubMax = 272
+
 // Bucket is a bucket in memory. Safe for concurrent use.
 type Bucket struct {
 	t   Reporter
@@ -199,7 +202,8 @@ func (b *Bucket) store(key string, o object, cond bucket.Condition) error {
 	if cond.Absent() && exists || cond.ETag() != "" && (!exists || old.etag != cond.ETag()) {
 		return fmt.Errorf("put %s: %w", key, bucket.ErrPrecondition)
 	}
-	if exists && content.IsImmutableKey(key) && !bytes.Equal(old.data, o.data) {
+	stub := len(o.data) <= stubMax && cond.ETag() != "" // what a pack that was written anew leaves under its old name
+	if exists && content.IsImmutableKey(key) && !bytes.Equal(old.data, o.data) && !stub {
 		b.t.Errorf("mem: put of %s: an immutable object was given other bytes", key)
 		return fmt.Errorf("put %s: %w", key, content.ErrConflict)
 	}

@@ -113,14 +113,7 @@ func (cfg Config) withDefaults() Config {
 }
 
 // sign returns how packs are vouched for, nil for not at all.
-func (cfg Config) sign() pack.Sign {
-	if !cfg.Signer.Identity().MayStore(cfg.Scope) {
-		return nil
-	}
-	return func(id pack.ID, directory content.CID) ([]byte, error) {
-		return cfg.Signer.SealPack(trust.Pack{ID: string(id), Scope: id.Scope(), Directory: directory}, cfg.Now())
-	}
-}
+func (cfg Config) sign() pack.Sign { return pack.SignedBy(cfg.Signer, cfg.Scope, cfg.Now) }
 
 // root returns the root without its map; of a tree, the largest there can be.
 func (cfg Config) root() content.Root {

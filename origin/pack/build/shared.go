@@ -82,7 +82,7 @@ func (s *Shared) send(ctx context.Context, cfg Config, b *batch) error {
 	}
 	sealed, err := b.w.Seal(cfg.sign())
 	if err == nil {
-		err = store(ctx, cfg.Bucket, sealed)
+		err = pack.Store(ctx, cfg.Bucket, sealed)
 	}
 	if err != nil {
 		b.err = fmt.Errorf("a pack of several roots: %w", err)
