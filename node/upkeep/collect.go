@@ -72,8 +72,9 @@ func (u *Upkeep) Collect(req CollectRequest) (operations.View, error) {
 		if !report.At.IsZero() {
 			err = errors.Join(err, op.Report(report))
 		}
-		if err == nil && !req.DryRun {
+		if !req.DryRun {
 			u.collected(report)
+			_, _ = u.look(ctx, at) // which shows it; it is looked for again
 		}
 		return err
 	})
@@ -82,14 +83,16 @@ func (u *Upkeep) Collect(req CollectRequest) (operations.View, error) {
 func (u *Upkeep) collect(ctx context.Context, at bucket.Bucket, req CollectRequest, op *operations.Operation) (garbage.Report, error) {
 	source, err := u.source(ctx, at)
 	if err != nil {
-		return garbage.Report{}, fmt.Errorf("gc: %w", err)
+		return garbage.Report{}, err
 	}
 	op.Update(func(v *operations.View) { v.Unit = "objects" })
-	return garbage.Run(ctx, garbage.Config{
+	r, err := garbage.Run(ctx, garbage.Config{
 		Source: source, Signer: u.cfg.Signer, Grace: time.Duration(req.Grace * float64(time.Second)), Share: req.Share, Yes: req.Yes, Waste: req.Waste, DryRun: req.DryRun,
 		Progress: func(p garbage.Progress) {
 			op.Update(func(v *operations.View) { v.Note, v.Done, v.Total = p.Phase, p.Done, p.Total })
 		},
 		Log: u.cfg.Log,
 	})
+	r.Rows, r.Broken = append([]garbage.Row{}, r.Rows...), append([]garbage.Broken{}, r.Broken...) // [] in JSON
+	return r, err
 }

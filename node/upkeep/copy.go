@@ -43,7 +43,7 @@ func (u *Upkeep) Copy(ctx context.Context, req CopyRequest) (operations.View, er
 	return u.begin(CopyKind, to.Redacted(), func(ctx context.Context, op *operations.Operation) error {
 		source, err := u.source(ctx, from)
 		if err != nil {
-			return fmt.Errorf("copy: %w", err)
+			return err
 		}
 		r, err := replica.Run(ctx, source, target, replica.Config{Dir: u.cfg.Temp, Progress: func(r replica.Report) {
 			op.Update(func(v *operations.View) {
@@ -52,10 +52,10 @@ func (u *Upkeep) Copy(ctx context.Context, req CopyRequest) (operations.View, er
 			})
 		}})
 		if err = errors.Join(err, op.Report(r)); err != nil {
-			return fmt.Errorf("copy: %w", err)
+			return err
 		}
 		if r.Failed > 0 {
-			return fmt.Errorf("copy: %w: %d objects and records are not at the copy, as they are damaged here or need what is: %s; `grange origin verify` says which names are hurt",
+			return fmt.Errorf("%w: %d objects and records are not at the copy, as they are damaged here or need what is: %s; `grange origin verify` says which names are hurt",
 				content.ErrCorrupt, r.Failed, some(r.Failures, func(f replica.Failure) string {
 					if f.Name != "" {
 						return f.Name
@@ -76,14 +76,11 @@ func (u *Upkeep) Usage() (operations.View, error) {
 	return u.begin(UsageKind, origin, func(ctx context.Context, op *operations.Operation) error {
 		source, err := u.source(ctx, at)
 		if err != nil {
-			return fmt.Errorf("du: %w", err)
+			return err
 		}
 		r, err := usage.Run(ctx, usage.Config{Source: source, Progress: func(records, packs int64) {
 			op.Update(func(v *operations.View) { v.Unit, v.Done, v.Note = "records", records, fmt.Sprintf("%d packs", packs) })
 		}})
-		if err = errors.Join(err, op.Report(r)); err != nil {
-			return fmt.Errorf("du: %w", err)
-		}
-		return nil
+		return errors.Join(err, op.Report(r))
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -19,6 +20,8 @@ const (
 	// lookMax is the longest time between two looks whether something is due: another node may have done it, and a host that
 	// slept has missed the time.
 	lookMax = time.Hour
+	// firstLook is the longest time from the start of a node to its first look.
+	firstLook = time.Minute
 	// lateShare is of what part of its interval a node is late at most, each by a time of its own: so one is first.
 	lateShare = 16
 	// againShare is after what part of the interval it is tried again, when a run failed or was cut short.
@@ -40,7 +43,7 @@ func keep(ctx context.Context, every time.Duration, until func(context.Context) 
 		return
 	}
 	late := time.Duration(rand.Int64N(int64(every/lateShare) + 1))
-	for wait := min(late, lookMax); ; {
+	for wait := min(late, firstLook); ; {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -66,7 +69,11 @@ func (u *Upkeep) untilCollection(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	ctx = budget.With(ctx, budget.NewTurn(budget.Seeding, CollectKind))
+	return u.look(budget.With(ctx, budget.NewTurn(budget.Seeding, CollectKind)), at)
+}
+
+// look reads the record of the collections, and returns how long it is to the next.
+func (u *Upkeep) look(ctx context.Context, at bucket.Bucket) (time.Duration, error) {
 	now, err := clock(ctx, at)
 	if err != nil {
 		return 0, err
@@ -85,7 +92,7 @@ func (u *Upkeep) untilCollection(ctx context.Context) (time.Duration, error) {
 	case errors.Is(err, content.ErrUnavailable):
 		return 0, err
 	default:
-		u.notCollected(fmt.Errorf("whether it is time for it can't be read: %w", err))
+		u.notCollected(fmt.Errorf("who collected last can't be read: %w", err))
 		return 0, err
 	}
 	due := dueAfter(last, u.cfg.CollectEvery, now().Add(-time.Since(u.begun)))

@@ -2,6 +2,7 @@ package upkeep
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -24,14 +25,15 @@ type View struct {
 type Standing struct {
 	Every float64   `json:"every_seconds" doc:"how often it is done by itself; 0: never"`
 	Due   time.Time `json:"due,omitzero" doc:"when it is due next; absent while that is not known, as on a node that may not do it"`
-	Ended time.Time `json:"ended,omitzero" doc:"when it was last done"`
-	Error string    `json:"error,omitempty" doc:"why it failed since when it was due"`
+	Ended time.Time `json:"ended,omitzero" doc:"when it has last ended"`
+	Error string    `json:"error,omitempty" doc:"why the last one failed"`
 }
 
 // Collections is how it stands with the collections of garbage of the mesh.
 type Collections struct {
 	Standing
-	Report *garbage.Report `json:"report,omitempty" doc:"of the last one that this node has done; dry ones do not count"`
+	Last   *garbage.Summary `json:"last,omitempty" doc:"what the last one did, whichever node it was"`
+	Report *garbage.Report  `json:"report,omitempty" doc:"of the last one of this node; dry ones do not count"`
 }
 
 // Checks is how it stands with the checks of this node: at intervals it reads a part of the chunks.
@@ -65,7 +67,7 @@ func (u *Upkeep) View() View {
 func (u *Upkeep) collected(report garbage.Report) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.gc.Ended, u.gc.Error, u.gc.Report = report.At, "", &report
+	u.gc.Report = &report
 	u.freed += report.Deleted.Bytes + report.Repacked.Bytes
 }
 
@@ -79,12 +81,17 @@ func (u *Upkeep) notCollected(err error) {
 	u.gc.Error = content.Line(err)
 }
 
-// collectedBy notes what the record of the collections says: also of other nodes'.
+// collectedBy notes what the record of the collections says, and when the next is due.
 func (u *Upkeep) collectedBy(last catalog.Collection, due time.Time) {
+	var said garbage.Summary
+	err := json.Unmarshal(last.Report, &said)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.gc.Due = due; last.Ended != 0 && last.EndedAt().After(u.gc.Ended) {
-		u.gc.Ended, u.gc.Error = last.EndedAt(), ""
+	if u.cfg.CollectEvery > 0 {
+		u.gc.Due = due
+	}
+	if last.Ended != 0 && err == nil && last.EndedAt().After(u.gc.Ended) {
+		u.gc.Ended, u.gc.Error, u.gc.Last = last.EndedAt(), said.Error, &said
 	}
 }
 
@@ -97,15 +104,15 @@ func (u *Upkeep) Warn(warn func(about, format string, args ...any)) {
 	gc, checks := v.Collections, v.Checks
 	switch {
 	case gc.Error != "":
-		warn("origin gc", "no garbage was collected at the origin%s: %s; `grange origin gc --dry-run` says what there is", since(gc.Ended), gc.Error)
-	case gc.Report != nil && len(gc.Report.Broken) > 0:
-		warn("origin gc", "%d names at the origin can't be read, and nothing that they may hold is deleted: %s; `grange origin gc --dry-run` says why", len(gc.Report.Broken), some(gc.Report.Broken, func(b garbage.Broken) string { return b.Name }))
+		warn("origin gc", "the last collection of garbage at the origin%s has failed: %s", at(gc.Ended), gc.Error)
+	case gc.Last != nil && gc.Last.Broken > 0:
+		warn("origin gc", "%d names at the origin can't be read, and nothing that they may hold is deleted; `grange origin gc --dry-run` says which, and why", gc.Last.Broken)
 	}
 	switch {
 	case checks.Report != nil && checks.Report.HurtNames > 0:
 		warn("origin verify", "%d names at the origin are hurt: %s; import again what they are of, or restore it from a copy, and look with `grange origin verify`", checks.Report.HurtNames, some(checks.Report.Hurt, hurtName))
 	case checks.Error != "":
-		warn("origin verify", "the origin was not checked%s: %s", since(checks.Ended), checks.Error)
+		warn("origin verify", "the origin was not checked when that was due: %s", checks.Error)
 	}
 }
 
@@ -121,9 +128,9 @@ func some[T any](all []T, name func(T) string) string {
 	return strings.Join(names, ", ")
 }
 
-func since(t time.Time) string {
+func at(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return " since " + t.UTC().Format(time.RFC3339)
+	return ", at " + t.UTC().Format(time.RFC3339) + ","
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/garbage/check"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 const (
@@ -65,7 +66,7 @@ func (u *Upkeep) Verify(req VerifyRequest) (operations.View, error) {
 // verify checks. Note is told of each report, with the time, by the store's clock, when it has ended.
 func (u *Upkeep) verify(ctx context.Context, at bucket.Bucket, op *operations.Operation, c check.Config, note func(check.Report, time.Time)) (err error) {
 	if c.Source, err = u.source(ctx, at); err != nil {
-		return fmt.Errorf("verify: %w", err)
+		return err
 	}
 	c.Progress = func(r check.Report) {
 		op.Update(func(v *operations.View) {
@@ -75,16 +76,17 @@ func (u *Upkeep) verify(ctx context.Context, at bucket.Bucket, op *operations.Op
 		note(r, time.Time{})
 	}
 	r, err := check.Run(ctx, c)
+	r.Hurt, r.Suspect = append([]check.Hurt{}, r.Hurt...), append([]pack.ID{}, r.Suspect...) // [] in JSON
 	if len(r.Suspect) > 0 {
 		u.cfg.Suspect(ctx, r.Suspect...)
 	}
 	if err = errors.Join(err, op.Report(r)); err != nil {
 		note(r, time.Time{})
-		return fmt.Errorf("verify: %w", err)
+		return err
 	}
 	note(r, c.Source.Now())
 	if r.HurtNames > 0 {
-		return fmt.Errorf("verify: %w: %d of %d: %s; import again what they are of, or restore it from a copy", errHurt, r.HurtNames, r.Records, some(r.Hurt, hurtName))
+		return fmt.Errorf("%w: %d of %d: %s; import again what they are of, or restore it from a copy", errHurt, r.HurtNames, r.Records, some(r.Hurt, hurtName))
 	}
 	return nil
 }
