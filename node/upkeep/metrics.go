@@ -23,7 +23,7 @@ func (u figures) Collect(out chan<- prometheus.Metric) {
 		}
 		show(prometheus.GaugeValue, what+"_failing", "Whether the last "+what+" has failed: 1.", failing)
 		if !s.Ended.IsZero() {
-			show(prometheus.GaugeValue, what+"_last_end_timestamp_seconds", "When the last "+what+" ended that this node knows of.", float64(s.Ended.Unix()))
+			show(prometheus.GaugeValue, what+"_last_success_timestamp_seconds", "When the last "+what+" ended that this node knows of and that went well.", float64(s.Ended.Unix()))
 		}
 	}
 	u.mu.Lock()

@@ -25,7 +25,7 @@ type View struct {
 type Standing struct {
 	Every float64   `json:"every_seconds" doc:"how often it is done by itself; 0: never"`
 	Due   time.Time `json:"due,omitzero" doc:"when it is due next; absent while that is not known, as on a node that may not do it"`
-	Ended time.Time `json:"ended,omitzero" doc:"when it has last ended"`
+	Ended time.Time `json:"ended,omitzero" doc:"when the last one ended that this node knows of and that went well"`
 	Error string    `json:"error,omitempty" doc:"why the last one failed"`
 }
 
@@ -90,8 +90,11 @@ func (u *Upkeep) collectedBy(last catalog.Collection, due time.Time) {
 	if u.cfg.CollectEvery > 0 {
 		u.gc.Due = due
 	}
-	if last.Ended != 0 && err == nil && last.EndedAt().After(u.gc.Ended) {
-		u.gc.Ended, u.gc.Error, u.gc.Last = last.EndedAt(), said.Error, &said
+	if last.Ended == 0 || err != nil || u.gc.Last != nil && u.gc.Last.Epoch == said.Epoch {
+		return
+	}
+	if u.gc.Error, u.gc.Last = said.Error, &said; said.Error == "" {
+		u.gc.Ended = last.EndedAt()
 	}
 }
 
@@ -104,7 +107,7 @@ func (u *Upkeep) Warn(warn func(about, format string, args ...any)) {
 	gc, checks := v.Collections, v.Checks
 	switch {
 	case gc.Error != "":
-		warn("origin gc", "the last collection of garbage at the origin%s has failed: %s", at(gc.Ended), gc.Error)
+		warn("origin gc", "the last collection of garbage at the origin has failed: %s", gc.Error)
 	case gc.Last != nil && gc.Last.Broken > 0:
 		warn("origin gc", "%d names at the origin can't be read, and nothing that they may hold is deleted; `grange origin gc --dry-run` says which, and why", gc.Last.Broken)
 	}
@@ -126,11 +129,4 @@ func some[T any](all []T, name func(T) string) string {
 		names = append(names, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(names, ", ")
-}
-
-func at(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return ", at " + t.UTC().Format(time.RFC3339) + ","
 }
