@@ -112,6 +112,16 @@ func (s Source) RecordsAfter(ctx context.Context, after string) iter.Seq2[Record
 	}
 }
 
+// Record reads the record of a key as it is now. One that is gone has nothing Sealed.
+func (s Source) Record(ctx context.Context, key string) (Record, error) {
+	s.Recall = nil
+	r, err := named(bucket.Info{Key: key})
+	if err == nil {
+		err = (&lister{s, content.NewCodec()}).read(ctx, &r, "")
+	}
+	return r, err
+}
+
 // named is the record of an object, unread.
 func named(info bucket.Info) (Record, error) {
 	space, segment, _ := strings.Cut(strings.TrimPrefix(info.Key, string(content.KeyRecords)), "/")

@@ -7,10 +7,23 @@
 package check
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/garbage"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/verify"
 )
 
 const (
@@ -20,6 +33,13 @@ const (
 	DamagesMax = 10
 	// SuspectMax bounds the packs that a Report lists as suspect.
 	SuspectMax = 10_000
+
+	// rightMax bounds the roots and segments that are remembered as right, some 16 bytes each; more are read again.
+	rightMax = 1 << 20
+	// segmentsAtOnce bounds those that are read at once, each by a few KiB.
+	segmentsAtOnce = 8
+	// changesMax is how often a record is looked at again that has changed since it was read.
+	changesMax = 5
 )
 
 // Config says what to check, and how.
@@ -74,4 +94,212 @@ type Hurt struct {
 // Run checks all records behind cfg.After, in the order of their keys. What is broken is in the Report, and ends nothing.
 // The error is of a store that does not answer, of ctx, or of a key among the records that is none of a record's: then the
 // Report is of a part, and another run may go on behind its Last.
-func Run(ctx context.Context, cfg Config) (Report, error) { panic("not yet") }
+func Run(ctx context.Context, cfg Config) (Report, error) {
+	if !(cfg.ReadData >= 0 && cfg.ReadData <= 1) {
+		return Report{}, fmt.Errorf("check the origin: %w: a share of %v of the chunks, want 0 to 1", content.ErrInvalid, cfg.ReadData)
+	}
+	cfg.Bucket = answering{cfg.Bucket}
+	r := &run{cfg: cfg, codec: content.NewCodec(), seed: maphash.MakeSeed(), right: make(map[uint64]struct{}), done: Report{Last: cfg.After, Hurt: []Hurt{}, Suspect: []pack.ID{}}}
+	packs, err := verify.ListPacks(ctx, cfg.Bucket)
+	if err == nil {
+		r.image = verify.Config{Reader: pack.NewReader(cfg.Bucket), Packs: &packs, Seen: verify.NewSeen(), Choose: cfg.choose(), Progress: r.reading}
+		for rec, bad := range cfg.RecordsAfter(ctx, cfg.After) {
+			if err = bad; err == nil {
+				err = r.record(ctx, rec)
+			}
+			if err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("check the origin behind %q: %w", r.done.Last, err)
+	}
+	return r.done, err
+}
+
+// choose returns what chooses runs; nil chooses all.
+func (cfg Config) choose() func(pack.Run) bool {
+	if cfg.ReadData == 1 {
+		return nil
+	}
+	return func(at pack.Run) bool {
+		sum := content.Sum(fmt.Appendf(nil, "%d %d %s", cfg.Seed, at.N, at.Pack))
+		return float64(binary.BigEndian.Uint64(sum[:])) < cfg.ReadData*(1<<64)
+	}
+}
+
+// answering is a bucket that is away when it refuses to be read: who may not read it knows nothing of what is there.
+type answering struct{ bucket.Bucket }
+
+func (b answering) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	o, err := b.Bucket.Get(ctx, key, r)
+	if errors.Is(err, content.ErrForbidden) {
+		err = fmt.Errorf("%w: %v", content.ErrUnavailable, err)
+	}
+	return o, err
+}
+
+type run struct {
+	cfg   Config
+	codec *content.Codec
+	image verify.Config
+	seed  maphash.Seed
+
+	mu    sync.Mutex          // guards what follows, and serializes Progress
+	right map[uint64]struct{} // roots and segments that are right
+	now   verify.Report       // of the root that is read
+	done  Report
+}
+
+// wasRight reports whether something that names what it is of was found right before.
+func wasRight[T comparable](r *run, what T) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.right[maphash.Comparable(r.seed, what)]
+	return ok
+}
+
+func isRight[T comparable](r *run, what T) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.right) < rightMax {
+		r.right[maphash.Comparable(r.seed, what)] = struct{}{}
+	}
+}
+
+// tell changes what was found, and tells of it.
+func (r *run) tell(change func(*Report)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if change(&r.done); r.cfg.Progress != nil {
+		out := r.done
+		out.add(r.now)
+		r.cfg.Progress(out)
+	}
+}
+
+func (r *run) reading(now verify.Report) {
+	r.tell(func(*Report) { r.now = now })
+}
+
+func (r *Report) add(o verify.Report) {
+	r.Chunks, r.Nodes, r.StoredBytes, r.Unread = r.Chunks+o.Chunks, r.Nodes+o.Nodes, r.StoredBytes+o.StoredBytes, r.Unread+o.Unread
+}
+
+// record checks one as it was listed, and where that is hurt, as it is by then: what the one before named may be gone.
+func (r *run) record(ctx context.Context, rec garbage.Record) error {
+	h, err := r.check(ctx, rec)
+	for range changesMax {
+		if err != nil || h.whole() {
+			break
+		}
+		now, again := r.cfg.Record(ctx, rec.Key)
+		if err = again; err != nil || bytes.Equal(now.Sealed, rec.Sealed) {
+			break
+		}
+		if rec = now; rec.Sealed == nil {
+			h = Hurt{}
+			break
+		}
+		h, err = r.check(ctx, rec)
+	}
+	if err != nil {
+		return err
+	}
+	r.tell(func(to *Report) {
+		to.Records, to.Last = to.Records+1, rec.Key
+		if h.whole() {
+			return
+		}
+		if to.HurtNames++; len(to.Hurt) < HurtMax {
+			to.Hurt = append(to.Hurt, h)
+		}
+	})
+	return nil
+}
+
+// check checks all that a record names.
+func (r *run) check(ctx context.Context, rec garbage.Record) (Hurt, error) {
+	h := Hurt{Name: rec.Label(), Key: rec.Key}
+	if rec.Unsigned != nil {
+		h.add(rec.Unsigned)
+	}
+	if rec.Err != nil { // what it names is not known
+		h.add(rec.Err)
+		return h, nil
+	}
+	if _, err := catalog.Describe(r.codec, rec.Envelope); err != nil && rec.Unsigned == nil {
+		h.add(err)
+	}
+	if rec.Head != nil {
+		if err := r.root(ctx, *rec.Head, &h); err != nil {
+			return h, err
+		}
+	}
+	return h, r.segments(ctx, rec.Segments, &h)
+}
+
+// root reads what a record's root needs, unless another's was the same and right.
+func (r *run) root(ctx context.Context, head pack.Head, h *Hurt) error {
+	if wasRight(r, head) {
+		return nil
+	}
+	image := r.image
+	image.Damaged = func(d verify.Damage) { h.add(d) }
+	report, err := image.Image(ctx, head)
+	r.tell(func(to *Report) {
+		r.now = verify.Report{}
+		to.add(report)
+		for _, id := range report.Suspect {
+			if len(to.Suspect) < SuspectMax && !slices.Contains(to.Suspect, id) {
+				to.Suspect = append(to.Suspect, id)
+			}
+		}
+		if err == nil {
+			to.Roots++
+		}
+	})
+	if err == nil && report.First == nil {
+		isRight(r, head)
+	}
+	return err
+}
+
+// segments reads those that were not found right before.
+func (r *run) segments(ctx context.Context, refs []content.SegmentRef, h *Hurt) error {
+	group, reading := errgroup.WithContext(ctx)
+	group.SetLimit(segmentsAtOnce)
+	for _, ref := range refs {
+		if wasRight(r, ref) {
+			continue
+		}
+		group.Go(func() error {
+			err := catalog.CheckSegment(reading, r.cfg.Bucket, ref)
+			switch {
+			case err == nil:
+				isRight(r, ref)
+				r.tell(func(to *Report) { to.Segments, to.SegmentBytes = to.Segments+1, to.SegmentBytes+uint64(ref.Bytes) })
+			case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt):
+				r.tell(func(*Report) { h.add(err) })
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (h *Hurt) whole() bool { return h.Bad+h.Missing == 0 }
+
+func (h *Hurt) add(err error) {
+	if errors.Is(err, content.ErrNotFound) {
+		h.Missing++
+	} else {
+		h.Bad++
+	}
+	if len(h.Damages) < DamagesMax {
+		h.Damages = append(h.Damages, content.Line(err))
+	}
+}
