@@ -237,7 +237,8 @@ func (r *run) check(ctx context.Context, rec garbage.Record) (Hurt, error) {
 			return h, err
 		}
 	}
-	return h, r.segments(ctx, rec.Segments, &h)
+	err := r.segments(ctx, rec.Segments, &h)
+	return h, err
 }
 
 // root reads what a record's root needs, unless another's was the same and right.

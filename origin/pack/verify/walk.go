@@ -56,7 +56,7 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 	if !missing && !errors.Is(d.Err, content.ErrCorrupt) && !errors.Is(d.Err, content.ErrForbidden) && !errors.Is(d.Err, content.ErrInvalid) {
 		return d.Err
 	}
-	suspect := errors.Is(d.Err, content.ErrCorrupt) && d.What != whatEnd && w.suspect(ctx, d.Extent)
+	suspect := errors.Is(d.Err, content.ErrCorrupt) && (d.What == whatEnd || w.suspect(ctx, d.Extent))
 	w.add(func(r *Report) {
 		if suspect && !slices.Contains(r.Suspect, d.Extent.Pack) {
 			r.Suspect = append(r.Suspect, d.Extent.Pack)
