@@ -85,6 +85,25 @@ func TestTheOriginIsLookedAfter(t *testing.T) {
 	s.well(t, "origin verify --read-data 100%")
 }
 
+// TestOnlyPublishersAndAdminsCollect: a node of another role says so, and where to ask; it may look.
+func TestOnlyPublishersAndAdminsCollect(t *testing.T) {
+	first := serveNode(t)
+	defer first.signal(t, syscall.SIGTERM)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(first.well(t, "token create --role node")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	s := startCommand(t, os.Args[0], dir, []string{"node", "--data", filepath.Join(dir, "data"), "--origin", "file://" + filepath.Join(first.dir, "origin"), "--listen", "/ip4/127.0.0.1/tcp/0", "--join", "@" + token})
+	s.await(t, "serving")
+	defer s.signal(t, syscall.SIGTERM)
+	code, out, complaint := command(t, "origin", "gc", "--data", filepath.Join(dir, "data"))
+	if code != 1 || out != "" || !strings.Contains(complaint, "a publisher or an admin") || !strings.Contains(complaint, "grange mesh members") {
+		t.Errorf("code %d, %s%s", code, out, complaint)
+	}
+	s.well(t, "origin verify")
+}
+
 // flipPacks changes a byte of each pack at an origin.
 func flipPacks(t *testing.T, origin string) {
 	t.Helper()

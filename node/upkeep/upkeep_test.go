@@ -187,7 +187,9 @@ func TestWhatIsRefused(t *testing.T) {
 	admin := m.member(t, trust.RoleAdmin)
 	none := m.member(t, trust.RoleAdmin, func(c *Config) {
 		c.Readable = func() bucket.Bucket { return nil }
-		c.Writable = func() (bucket.Bucket, error) { return nil, fmt.Errorf("this node has no origin: %w", content.ErrUnavailable) }
+		c.Writable = func() (bucket.Bucket, error) {
+			return nil, fmt.Errorf("this node has no origin: %w", content.ErrUnavailable)
+		}
 	})
 	collect := func(u *Upkeep, r CollectRequest) error { _, err := u.Collect(r); return err }
 	verify := func(u *Upkeep, r VerifyRequest) error { _, err := u.Verify(r); return err }
