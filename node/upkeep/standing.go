@@ -46,9 +46,9 @@ type Checks struct {
 type stands struct {
 	mu     sync.Mutex // guards all below
 	gc     Collections
-	freed  int64 // bytes, since this node's start
-	checks Checks
-	last   checked // by itself, or whole
+	freed  int64  // bytes, since this node's start
+	checks Checks // of the last whole one, whoever asked for it
+	last   checked
 }
 
 // View says how the upkeep stands.
@@ -57,9 +57,6 @@ func (u *Upkeep) View() View {
 	defer u.mu.Unlock()
 	v := View{u.gc, u.checks}
 	v.Collections.Every, v.Checks.Every = u.cfg.CollectEvery.Seconds(), u.cfg.VerifyEvery.Seconds()
-	if last := u.last; !last.Ended.IsZero() {
-		v.Checks.Ended, v.Checks.Report = last.Ended, &last.Report
-	}
 	return v
 }
 

@@ -37,7 +37,7 @@ type VerifyRequest struct {
 	After    string  `json:"after,omitempty" maxLength:"512" doc:"go on behind this key, the last of an earlier report"`
 }
 
-// checked is what a node remembers of its last check, or of the one that it is at, as JSON.
+// checked is what a node remembers of the last check that was due, or of the one that it is at, as JSON.
 type checked struct {
 	Seed   uint64       `json:"seed"`
 	Report check.Report `json:"report"` // so far; its Last is where to go on
@@ -57,7 +57,7 @@ func (u *Upkeep) Verify(req VerifyRequest) (operations.View, error) {
 	return u.begin(VerifyKind, origin, func(ctx context.Context, op *operations.Operation) error {
 		return u.verify(ctx, at, op, c, func(r check.Report, ended time.Time) {
 			if req.After == "" && !ended.IsZero() {
-				u.remember(checked{Report: r, Ended: ended})
+				u.found(r, ended)
 			}
 		})
 	})
@@ -165,14 +165,22 @@ func plus(a, b check.Report) check.Report {
 	return b
 }
 
-// remember keeps how far a check is, over starts too.
+// found notes what a whole check has found.
+func (u *Upkeep) found(r check.Report, ended time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.checks.Report, u.checks.Ended, u.checks.Error = &r, ended, ""
+}
+
+// remember keeps how far a check that is due is, over starts too.
 func (u *Upkeep) remember(c checked) {
+	if !c.Ended.IsZero() {
+		u.found(c.Report, c.Ended)
+	}
 	c.Report.Hurt, c.Report.Suspect = c.Report.Hurt[:min(len(c.Report.Hurt), hurtKept)], c.Report.Suspect[:min(len(c.Report.Suspect), hurtKept)]
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.last = c; !c.Ended.IsZero() {
-		u.checks.Error = ""
-	}
+	u.last = c
 	b, err := json.Marshal(c)
 	if err == nil {
 		err = durable.WriteFile(u.cfg.File, b, 0o600)
@@ -191,5 +199,8 @@ func (u *Upkeep) recall() {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		u.last = checked{}
 		u.cfg.Log.Warn("what is remembered of the last check of the origin can't be read; it begins anew", "file", u.cfg.File, "err", err)
+	}
+	if !u.last.Ended.IsZero() {
+		u.checks.Report, u.checks.Ended = &u.last.Report, u.last.Ended
 	}
 }
