@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"io/fs"
 	"math/rand/v2"
@@ -102,6 +103,42 @@ func TestOnlyPublishersAndAdminsCollect(t *testing.T) {
 		t.Errorf("code %d, %s%s", code, out, complaint)
 	}
 	s.well(t, "origin verify")
+}
+
+// TestANodeStartsFromACopy of an origin that is gone: what it had is there.
+func TestANodeStartsFromACopy(t *testing.T) {
+	s := serveNode(t)
+	disk := noise(t, 3)
+	s.well(t, "image import debian "+disk)
+	copied := "file://" + filepath.Join(s.dir, "copy")
+	var report api.Replica
+	if err := json.Unmarshal([]byte(s.well(t, "origin copy --json "+copied)), &report); err != nil || report.Sent.Objects == 0 || report.RecordsSent != 1 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	if out := s.well(t, "origin copy "+copied); !strings.Contains(out, "sent: 0 objects, 0 B, and 0 records") {
+		t.Errorf("again: %s", out)
+	}
+	if out := s.well(t, "origin du"); !strings.Contains(out, "image:debian") {
+		t.Errorf("%s", out)
+	}
+	s.signal(t, syscall.SIGTERM)
+	s.ends(t)
+	for _, gone := range []string{"origin", "data/cache"} {
+		if err := os.RemoveAll(filepath.Join(s.dir, gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = s.stranger(t, s.dir, []string{"--origin", copied})
+	s.await(t, "serving")
+	defer s.signal(t, syscall.SIGTERM)
+	out := filepath.Join(s.dir, "out")
+	s.well(t, "image export debian "+out)
+	want, err := os.ReadFile(disk)
+	if got, rerr := os.ReadFile(out); err != nil || rerr != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes come back, %v, %v", len(got), err, rerr)
+	}
+	s.well(t, "origin verify --read-data 100%")
+	s.well(t, "image import other "+noise(t, 4)) // it is an origin like any other
 }
 
 // flipPacks changes a byte of each pack at an origin.

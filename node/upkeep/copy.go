@@ -48,7 +48,7 @@ func (u *Upkeep) Copy(ctx context.Context, req CopyRequest) (operations.View, er
 		r, err := replica.Run(ctx, source, target, replica.Config{Dir: u.cfg.Temp, Progress: func(r replica.Report) {
 			op.Update(func(v *operations.View) {
 				v.Done, v.Bytes["sent"] = r.Looked.Bytes, r.Sent.Bytes
-				v.Note = fmt.Sprintf("%d objects and %d records", r.Looked.Objects, r.Records)
+				v.Note = fmt.Sprintf("objects: %d, records: %d", r.Looked.Objects, r.Records)
 			})
 		}})
 		if err = errors.Join(err, op.Report(r)); err != nil {
@@ -79,7 +79,7 @@ func (u *Upkeep) Usage() (operations.View, error) {
 			return err
 		}
 		r, err := usage.Run(ctx, usage.Config{Source: source, Progress: func(records, packs int64) {
-			op.Update(func(v *operations.View) { v.Unit, v.Done, v.Note = "records", records, fmt.Sprintf("%d packs", packs) })
+			op.Update(func(v *operations.View) { v.Unit, v.Done, v.Note = "records", records, fmt.Sprintf("packs: %d", packs) })
 		}})
 		return errors.Join(err, op.Report(r))
 	})

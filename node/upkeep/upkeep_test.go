@@ -2,6 +2,7 @@ package upkeep
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -156,6 +157,37 @@ func TestACollectionThatFailsIsSaid(t *testing.T) {
 			if said := u.warnings(); said != "" {
 				t.Errorf("it says %q", said)
 			}
+		}
+		stop()
+		synctest.Wait()
+	})
+}
+
+// TestNobodysYes: a run that nobody has asked for deletes no more than the share, and says what to do.
+func TestNobodysYes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		u := m.member(t, trust.RoleAdmin)
+		id, err := pack.NewID(content.Mesh(), time.Now(), rand.Reader)
+		if err == nil {
+			_, err = m.Put(t.Context(), id.Key(), bucket.Bytes(make([]byte, 1<<20)), bucket.IfAbsent())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _ = u.Run(ctx) }()
+		pass(4 * 24 * time.Hour)
+		if said := u.warnings(); !strings.Contains(said, "--yes") {
+			t.Errorf("it says %q", said)
+		}
+		v, err := u.Collect(CollectRequest{Yes: true})
+		if err == nil {
+			v, err = u.cfg.Operations.Wait(t.Context(), v.ID)
+		}
+		if said := u.warnings(); err != nil || v.State != operations.Done || said != "" || u.View().Collections.Last.Deleted.Objects != 1 {
+			t.Errorf("%+v, %v: %s, %+v", v, err, said, u.View().Collections.Last)
 		}
 		stop()
 		synctest.Wait()

@@ -71,7 +71,7 @@ func (u *Upkeep) verify(ctx context.Context, at bucket.Bucket, op *operations.Op
 	c.Progress = func(r check.Report) {
 		op.Update(func(v *operations.View) {
 			v.Done = int64(r.StoredBytes + r.SegmentBytes)
-			v.Note = fmt.Sprintf("%d names, %d of them hurt", r.Records, r.HurtNames)
+			v.Note = fmt.Sprintf("names: %d, hurt: %d", r.Records, r.HurtNames)
 		})
 		note(r, time.Time{})
 	}
