@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/node/operations"
@@ -161,7 +160,7 @@ func plus(a, b check.Report) check.Report {
 	b.Records, b.Roots, b.HurtNames = a.Records+b.Records, a.Roots+b.Roots, a.HurtNames+b.HurtNames
 	b.Chunks, b.Nodes, b.StoredBytes, b.Unread = a.Chunks+b.Chunks, a.Nodes+b.Nodes, a.StoredBytes+b.StoredBytes, a.Unread+b.Unread
 	b.Segments, b.SegmentBytes = a.Segments+b.Segments, a.SegmentBytes+b.SegmentBytes
-	b.Hurt, b.Suspect = slices.Concat(a.Hurt, b.Hurt), slices.Concat(a.Suspect, b.Suspect)
+	b.Hurt, b.Suspect = append(append([]check.Hurt{}, a.Hurt...), b.Hurt...), append(append([]pack.ID{}, a.Suspect...), b.Suspect...)
 	return b
 }
 
