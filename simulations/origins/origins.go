@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,13 +54,17 @@ func New(t testing.TB, b bucket.Bucket) *Origin {
 // Each runs a test on an empty bucket in memory, and on one in a directory.
 func Each(t *testing.T, test func(t *testing.T, b bucket.Bucket)) {
 	t.Run("memory", func(t *testing.T) { test(t, mem.New(t, mem.Config{MayReadDeleted: true})) })
-	t.Run("directory", func(t *testing.T) {
-		b, err := dir.Open(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		test(t, b)
-	})
+	t.Run("directory", func(t *testing.T) { test(t, Directory(t)) })
+}
+
+// Directory is an empty bucket in a directory.
+func Directory(t testing.TB) bucket.Bucket {
+	t.Helper()
+	b, err := dir.Open(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func (o *Origin) ok(err error) {
@@ -249,4 +254,22 @@ func (o *Origin) Packs(head pack.Head) (ids []pack.ID) {
 		ids = append(ids, p.ID)
 	}
 	return ids
+}
+
+// Rewrite writes the frames of a pack into another, in another order, and leaves a stub of it.
+func (o *Origin) Rewrite(id pack.ID) (to pack.ID) {
+	o.t.Helper()
+	to = id[:len(id)-4] + "beef"
+	b := o.Object(id.Key())
+	d, err := pack.NewReader(o).ReadDirectory(o.t.Context(), id)
+	o.ok(err)
+	w := pack.NewWriter(to, nil)
+	for _, e := range slices.Backward(d.Entries) {
+		w.Add(e.Role, e.CID, int(e.Raw), e.Codec, b[e.Offset:e.End()])
+	}
+	s, err := w.Seal(nil)
+	o.ok(err)
+	o.Add(to.Key(), s.Bytes)
+	o.Damage(id.Key(), func([]byte) []byte { return pack.NewWriter(id, nil).SealStub(to).Bytes })
+	return to
 }
