@@ -106,11 +106,11 @@ func (u *Upkeep) Warn(warn func(about, format string, args ...any)) {
 	case gc.Error != "":
 		warn("origin gc", "the last collection of garbage at the origin has failed: %s", gc.Error)
 	case gc.Last != nil && gc.Last.Broken > 0:
-		warn("origin gc", "%d names at the origin can't be read, and nothing that they may hold is deleted; `grange origin gc --dry-run` says which, and why", gc.Last.Broken)
+		warn("origin gc", "what names at the origin stand for can't be read (%d), and nothing that they may hold is deleted; `grange origin gc --dry-run` says which, and why", gc.Last.Broken)
 	}
 	switch {
 	case checks.Report != nil && checks.Report.HurtNames > 0:
-		warn("origin verify", "%d names at the origin are hurt: %s; import again what they are of, or restore it from a copy, and look with `grange origin verify`", checks.Report.HurtNames, some(checks.Report.Hurt, hurtName))
+		warn("origin verify", "names at the origin are hurt (%d): %s; import again what they are of, or restore it from a copy, and look with `grange origin verify`", checks.Report.HurtNames, some(checks.Report.Hurt, hurtName))
 	case checks.Error != "":
 		warn("origin verify", "the origin was not checked when that was due: %s", checks.Error)
 	}

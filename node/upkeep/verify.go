@@ -85,7 +85,7 @@ func (u *Upkeep) verify(ctx context.Context, at bucket.Bucket, op *operations.Op
 	}
 	note(r, c.Source.Now())
 	if r.HurtNames > 0 {
-		return fmt.Errorf("%w: %d of %d: %s; import again what they are of, or restore it from a copy", errHurt, r.HurtNames, r.Records, some(r.Hurt, hurtName))
+		return fmt.Errorf("%w (%d of %d): %s; import again what they are of, or restore it from a copy", errHurt, r.HurtNames, r.Records, some(r.Hurt, hurtName))
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
@@ -83,18 +82,17 @@ func collected(w io.Writer, r api.Garbage) {
 	if r.Waiting.Objects > 0 {
 		fmt.Fprintf(w, "waiting: %s, of which the first go in a run after %s\n", amount(r.Waiting), r.Next.Local().Format(time.DateTime))
 	}
-	for _, b := range r.Broken {
-		fmt.Fprintln(w, brokenLine(b))
-	}
+	broken(w, r.Broken)
 }
 
-// brokenLine says what is to be done about a name that can't be read.
-func brokenLine(b garbage.Broken) string {
-	missing := ""
-	if len(b.Packs) > 0 {
-		missing = fmt.Sprintf(" (%s not there, as %s)", ask.Count(len(b.Packs), "pack"), b.Packs[0])
+// broken lists names that can't be read, and says what is to be done about them.
+func broken(w io.Writer, all []garbage.Broken) {
+	for _, b := range all {
+		fmt.Fprintf(w, "broken: %s: %s\n", b.Name, b.Error)
 	}
-	return fmt.Sprintf("broken: %s: %s%s; nothing that it may hold is deleted: import it again, restore it from a copy of the origin, or remove the name", b.Name, b.Error, missing)
+	if len(all) > 0 {
+		fmt.Fprintln(w, "what is broken keeps all that it may hold from being deleted: import it again, restore it from a copy of the origin, or remove the name")
+	}
 }
 
 type verifyCmd struct {
@@ -107,19 +105,22 @@ func (c *verifyCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error
 }
 
 func verified(w io.Writer, r api.Check) {
-	if len(r.Hurt) > 0 {
-		fmt.Fprintln(w, "NAME\tDAMAGED\tMISSING\tAS")
-	}
 	for _, h := range r.Hurt {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\n", h.Name, h.Bad, h.Missing, strings.Join(h.Damages, "; "))
+		fmt.Fprintf(w, "hurt: %s: %d damaged, %d missing\n", h.Name, h.Bad, h.Missing)
+		for _, d := range h.Damages {
+			fmt.Fprintf(w, "  %s\n", d)
+		}
 	}
-	fmt.Fprintf(w, "%s, %s: %d chunks and %d map nodes are right, %s; %d segments, %s; of %d chunks only the packs were looked at\n", ask.Count(int(r.Records), "name"), ask.Count(int(r.Roots), "root"),
-		r.Chunks, r.Nodes, units.Bytes(int64(r.StoredBytes)), r.Segments, units.Bytes(int64(r.SegmentBytes)), r.Unread)
-	if r.HurtNames > int64(len(r.Hurt)) {
-		fmt.Fprintf(w, "%d names are hurt, of which the first are shown\n", r.HurtNames)
+	if more := r.HurtNames - int64(len(r.Hurt)); more > 0 {
+		fmt.Fprintf(w, "and %s more\n", ask.Count(int(more), "hurt name"))
 	}
-	if r.HurtNames > 0 && r.Last != "" {
-		fmt.Fprintln(w, "what was found damaged is stored anew when the same content is imported again")
+	fmt.Fprintf(w, "%s and %s were looked at: %s, %s and %s, %s in all, are right\n", ask.Count(int(r.Records), "name"), ask.Count(int(r.Roots), "root"), ask.Count(int(r.Chunks), "chunk"),
+		ask.Count(int(r.Nodes), "map node"), ask.Count(int(r.Segments), "segment"), units.Bytes(int64(r.StoredBytes+r.SegmentBytes)))
+	if r.Unread > 0 {
+		fmt.Fprintf(w, "%s more were not read, but for whether their packs can have them; `--read-data 100%%` reads all\n", ask.Count(int(r.Unread), "chunk"))
+	}
+	if r.HurtNames > 0 {
+		fmt.Fprintln(w, "what is damaged is stored anew when the same content is imported again")
 	}
 }
 
@@ -173,7 +174,5 @@ func (c *duCmd) table(w io.Writer, r api.Usage) {
 			fmt.Fprintf(w, "  volume %s: %s, of which a record names %s\n", cmp.Or(v.Name, "that is gone"), amount(v.Amount), units.Bytes(v.Named.Bytes))
 		}
 	}
-	for _, b := range r.Broken {
-		fmt.Fprintln(w, brokenLine(b))
-	}
+	broken(w, r.Broken)
 }
