@@ -3,10 +3,14 @@ package usage
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/garbage"
 )
+
+// MemoryMax bounds what is kept of names and packs while they are counted, in bytes: some 4 million packs.
+const MemoryMax = 512 << 20
 
 // Config says what to count.
 type Config struct {
@@ -27,12 +31,12 @@ type Report struct {
 	Dead garbage.Amount `json:"dead"`
 	// DeadWithin is the least that is dead in packs that are named: as far as manifests tell.
 	DeadWithin int64 `json:"dead_within" doc:"bytes that are dead in packs that are named, at least"`
-	// Volumes are those that have segments at the origin.
+	// Volumes are those that have segments at the origin, by their IDs.
 	Volumes  []Volume       `json:"volumes"`
 	Segments garbage.Amount `json:"segments"`
 	Indexes  garbage.Amount `json:"indexes"`
 	Records  garbage.Amount `json:"records"`
-	// Broken are records and manifests that could not be read: what they name may be among the dead.
+	// Broken are records and manifests that could not be read: what they name is among the dead here, and is not deleted.
 	Broken []garbage.Broken `json:"broken"`
 }
 
@@ -59,13 +63,20 @@ type Scope struct {
 
 // Volume is what the journal of a volume takes.
 type Volume struct {
-	ID content.VolumeID `json:"-"`
+	ID string `json:"id"`
 	// Name is who has it; "" for a volume that has no record any more.
-	Name string `json:"name"`
+	Name string `json:"name,omitempty"`
 	garbage.Amount
 	// Named is what of it a record names.
 	Named garbage.Amount `json:"named"`
 }
 
-// Run counts. More names and packs than it may keep are content.ErrNoSpace.
-func Run(ctx context.Context, cfg Config) (Report, error) { panic("not yet") }
+// Run counts. What was put and is not committed yet counts as dead. More names and packs than there is memory for, by
+// MemoryMax, are content.ErrNoSpace.
+func Run(ctx context.Context, cfg Config) (Report, error) {
+	r, err := newCount(cfg, MemoryMax).run(ctx)
+	if err != nil {
+		return Report{}, fmt.Errorf("count what is at the origin: %w", err)
+	}
+	return r, nil
+}
