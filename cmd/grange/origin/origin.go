@@ -68,7 +68,9 @@ func amount(a garbage.Amount) string {
 }
 
 func collected(w io.Writer, r api.Garbage) {
-	fmt.Fprintln(w, "WHAT\tSCOPE\tWHY\tTHEN\tOBJECTS\tBYTES")
+	if len(r.Rows) > 0 {
+		fmt.Fprintln(w, "WHAT\tSCOPE\tWHY\tTHEN\tOBJECTS\tBYTES")
+	}
 	for _, row := range r.Rows {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", row.What, cmp.Or(row.Scope, "-"), row.Why, row.Then, row.Objects, units.Bytes(row.Bytes))
 	}
@@ -157,21 +159,23 @@ func (c *duCmd) table(w io.Writer, r api.Usage) {
 	if c.Limit > 0 {
 		shown = min(shown, c.Limit)
 	}
-	fmt.Fprintln(w, "NAME\tSCOPE\tNEEDS\tALONE\tSHARED\tSEGMENTS")
+	if shown > 0 {
+		fmt.Fprintln(w, "NAME\tSCOPE\tNEEDS\tALONE\tSHARED\tSEGMENTS")
+	}
 	for _, n := range names[:shown] {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Scope, units.Bytes(n.Stored), units.Bytes(n.Own), units.Bytes(n.Shared), units.Bytes(n.Segments))
 	}
 	if more := len(names) - shown; more > 0 {
 		fmt.Fprintf(w, "and %s more, which `--limit 0` shows\n", ask.Count(more, "name"))
 	}
-	fmt.Fprintf(w, "packs: %s in use, of which at least %s are dead; %s that no name needs\n", amount(r.Live), units.Bytes(r.DeadWithin), amount(r.Dead))
+	fmt.Fprintf(w, "packs in use: %s, of which at least %s are dead; that no name needs: %s\n", amount(r.Live), units.Bytes(r.DeadWithin), amount(r.Dead))
 	for _, s := range r.Scopes {
-		fmt.Fprintf(w, "  %s: %s in use, %s that no name needs\n", s.Scope, amount(s.Live), amount(s.Dead))
+		fmt.Fprintf(w, "  in %s: %s; that no name needs: %s\n", s.Scope, amount(s.Live), amount(s.Dead))
 	}
 	fmt.Fprintf(w, "journals of volumes: %s; indexes: %s; records: %s\n", amount(r.Segments), amount(r.Indexes), amount(r.Records))
 	for _, v := range r.Volumes {
 		if v.Bytes > v.Named.Bytes {
-			fmt.Fprintf(w, "  volume %s: %s, of which a record names %s\n", cmp.Or(v.Name, "that is gone"), amount(v.Amount), units.Bytes(v.Named.Bytes))
+			fmt.Fprintf(w, "  volume %s: %s, of which a record names %s\n", cmp.Or(v.Name, "that is gone, "+v.ID), amount(v.Amount), units.Bytes(v.Named.Bytes))
 		}
 	}
 	broken(w, r.Broken)
