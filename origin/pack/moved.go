@@ -78,7 +78,7 @@ func (r *Reader) open(ctx context.Context, id ID, at bucket.Range) (*bucket.Obje
 		case errors.Is(err, content.ErrNotFound):
 			r.moves.forget(id)
 			return nil, err
-		case err == nil && obj.Size > SizeMin || err != nil && !errors.Is(err, errShort):
+		case err == nil && obj.Size != SizeMin || err != nil && !errors.Is(err, errShort):
 			return obj, err
 		case err == nil:
 			err = errors.Join(errShort, obj.Body.Close())
