@@ -87,13 +87,8 @@ func JoinTails(chain []content.SegmentRef) content.SegmentRef {
 		headers = append(headers, EncodeTail(ref)...)
 		run.Bytes += ref.Bytes
 	}
-	run.Through, run.Sum, run.Tails = chain[len(chain)-1].Through, halfSum(headers), len(chain)
+	run.Through, run.Sum, run.Tails = chain[len(chain)-1].Through, content.HalfSum(headers), len(chain)
 	return run
-}
-
-func halfSum(b []byte) [16]byte {
-	sum := content.Sum(b)
-	return [16]byte(sum[:])
 }
 
 // TailKeys lists the tails of a volume that come after one place or a later one, and before

@@ -55,7 +55,7 @@ func row(t *testing.T, in bucket.Bucket) (content.SegmentRef, []string) {
 	at := content.Position{Number: 0x10, Seq: 40}
 	for i, n := range []int{10, 1 << 20, 3, 8} {
 		body := bytes.Repeat([]byte{byte(i + 1)}, n)
-		ref := content.SegmentRef{Volume: content.VolumeID{9}, Epoch: 7, After: at, Through: content.Position{Number: at.Number + 2, Seq: at.Seq + 5}, Bytes: int64(n), Sum: halfSum(body)}
+		ref := content.SegmentRef{Volume: content.VolumeID{9}, Epoch: 7, After: at, Through: content.Position{Number: at.Number + 2, Seq: at.Seq + 5}, Bytes: int64(n), Sum: content.HalfSum(body)}
 		put(ref, body)
 		chain, keys, at = append(chain, ref), append(keys, ref.TailKey()), ref.Through
 	}
@@ -69,7 +69,7 @@ func row(t *testing.T, in bucket.Bucket) (content.SegmentRef, []string) {
 func segment(t *testing.T, in bucket.Bucket) (content.SegmentRef, []string) {
 	t.Helper()
 	body := bytes.Repeat([]byte("segment"), 100)
-	ref := content.SegmentRef{Volume: content.VolumeID{9}, Epoch: 7, Through: content.Position{Number: 5, Seq: 99}, Bytes: int64(len(body)), Sum: halfSum(body)}
+	ref := content.SegmentRef{Volume: content.VolumeID{9}, Epoch: 7, Through: content.Position{Number: 5, Seq: 99}, Bytes: int64(len(body)), Sum: content.HalfSum(body)}
 	if _, err := in.Put(t.Context(), ref.Key(), bucket.Bytes(body), bucket.IfAbsent()); err != nil {
 		t.Fatal(err)
 	}

@@ -98,7 +98,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	if !(cfg.ReadData >= 0 && cfg.ReadData <= 1) {
 		return Report{}, fmt.Errorf("check the origin: %w: a share of %v of the chunks, want 0 to 1", content.ErrInvalid, cfg.ReadData)
 	}
-	cfg.Bucket = answering{cfg.Bucket}
+	cfg.Bucket, cfg.Recall = bucket.Readable(cfg.Bucket), nil // a record is read too
 	r := &run{cfg: cfg, codec: content.NewCodec(), seed: maphash.MakeSeed(), right: make(map[uint64]struct{}), done: Report{Last: cfg.After, Hurt: []Hurt{}, Suspect: []pack.ID{}}}
 	packs, err := verify.ListPacks(ctx, cfg.Bucket)
 	if err == nil {
@@ -127,17 +127,6 @@ func (cfg Config) choose() func(pack.Run) bool {
 		sum := content.Sum(fmt.Appendf(nil, "%d %d %s", cfg.Seed, at.N, at.Pack))
 		return float64(binary.BigEndian.Uint64(sum[:])) < cfg.ReadData*(1<<64)
 	}
-}
-
-// answering is a bucket that is away when it refuses to be read: who may not read it knows nothing of what is there.
-type answering struct{ bucket.Bucket }
-
-func (b answering) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
-	o, err := b.Bucket.Get(ctx, key, r)
-	if errors.Is(err, content.ErrForbidden) {
-		err = fmt.Errorf("%w: %v", content.ErrUnavailable, err)
-	}
-	return o, err
 }
 
 type run struct {

@@ -35,22 +35,6 @@ const (
 	movesMax = 8
 )
 
-// answering is a bucket that is away when it refuses to be read: who may not read it knows nothing of what is there.
-type answering struct{ bucket.Bucket }
-
-func (b answering) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
-	o, err := b.Bucket.Get(ctx, key, r)
-	if errors.Is(err, content.ErrForbidden) {
-		err = fmt.Errorf("%w: %v", content.ErrUnavailable, err)
-	}
-	return o, err
-}
-
-func half(key string) [16]byte {
-	sum := content.Sum([]byte(key))
-	return [16]byte(sum[:])
-}
-
 // objects copies those of a key space that the copy has not, or of another size. Both are listed at once, in order.
 func (c *copier) objects(ctx context.Context, space content.KeySpace) error {
 	next, stop := iter.Pull2(c.to.List(ctx, string(space), ""))
@@ -107,7 +91,7 @@ func (c *copier) isThere(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.there) < thereMax {
-		c.there[half(key)] = struct{}{}
+		c.there[content.HalfSum([]byte(key))] = struct{}{}
 	}
 }
 
@@ -115,7 +99,7 @@ func (c *copier) isThere(key string) {
 func (c *copier) sum(key string) (sum [16]byte, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	sum, ok = c.sums[half(key)]
+	sum, ok = c.sums[content.HalfSum([]byte(key))]
 	return sum, ok
 }
 
@@ -123,7 +107,7 @@ func (c *copier) sum(key string) (sum [16]byte, ok bool) {
 func (c *copier) known(key string) (there bool, bad error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, there = c.there[half(key)]
+	_, there = c.there[content.HalfSum([]byte(key))]
 	return there, c.bad[key]
 }
 
@@ -211,7 +195,7 @@ func (c *copier) send(ctx context.Context, key, over string) (bad, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.sums) < sumsMax {
-		c.sums[half(key)] = sum
+		c.sums[content.HalfSum([]byte(key))] = sum
 	}
 	return nil, nil
 }

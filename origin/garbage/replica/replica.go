@@ -61,7 +61,7 @@ type Failure struct {
 // needs what is not there: they are in the Report, and end nothing. The error is of a store that does not answer, or of
 // ctx; then the Report is of a part, and another run sends only what is missing.
 func Run(ctx context.Context, from garbage.Source, to bucket.Bucket, cfg Config) (Report, error) {
-	from.Bucket, to = answering{from.Bucket}, answering{to}
+	from.Bucket, to = bucket.Readable(from.Bucket), bucket.Readable(to)
 	c := &copier{
 		from: from, to: to, cfg: cfg, reader: pack.NewReader(from.Bucket),
 		there: make(map[[16]byte]struct{}), sums: make(map[[16]byte][16]byte), bad: make(map[string]error),

@@ -89,11 +89,6 @@ func (c *count) take(n int64) error {
 	return nil
 }
 
-func half(id pack.ID) [16]byte {
-	sum := content.Sum([]byte(id))
-	return [16]byte(sum[:])
-}
-
 func add(to *garbage.Amount, n int64) { to.Objects, to.Bytes = to.Objects+1, to.Bytes+n }
 
 func (c *count) tell() {
@@ -120,7 +115,7 @@ func (c *count) list(ctx context.Context) error {
 		if at < 0 {
 			at, c.scopes = len(c.scopes), append(c.scopes, scope)
 		}
-		c.numbers[half(id)] = uint32(len(c.packs))
+		c.numbers[content.HalfSum([]byte(id))] = uint32(len(c.packs))
 		c.packs = append(c.packs, packed{size: info.Size, scope: uint16(at)})
 		if len(c.packs)%bucket.PageSize == 0 {
 			c.tell()
@@ -192,7 +187,7 @@ func (c *count) name(rec garbage.Record) (number uint32, isNew bool, err error) 
 		if bad != nil {
 			return 0, false, bad
 		}
-		key := half(pack.ID(head))
+		key := content.HalfSum(head)
 		if number, isNew = c.known[key]; isNew { // known, so far
 			c.roots[number].owner, isNew = shared, false
 		} else {
@@ -263,7 +258,7 @@ func (c *count) refer(ctx context.Context, to []uint32, id pack.ID, needs int64)
 func (c *count) there(id pack.ID, needs int64) (number uint32, size int64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if number, ok = c.numbers[half(id)]; ok {
+	if number, ok = c.numbers[content.HalfSum([]byte(id))]; ok {
 		c.packs[number].needs += needs
 		size = c.packs[number].size
 	}

@@ -27,21 +27,16 @@ func ListPacks(ctx context.Context, from bucket.Bucket) (Packs, error) {
 			return Packs{}, fmt.Errorf("list packs: %w", err)
 		}
 		if id, err := pack.ParseKey(info.Key); err == nil && len(p.sizes) < PacksMax && info.Size <= pack.SizeMax {
-			p.sizes[half(id)] = uint32(info.Size)
+			p.sizes[content.HalfSum([]byte(id))] = uint32(info.Size)
 		}
 	}
 	return p, nil
 }
 
-func half(id pack.ID) [16]byte {
-	sum := content.Sum([]byte(id))
-	return [16]byte(sum[:])
-}
-
 // size returns the length of a pack; one that is not there is content.ErrNotFound. What the list has not came later, or
 // was too much: the bucket is asked.
 func (p Packs) size(ctx context.Context, id pack.ID) (int64, error) {
-	if n, ok := p.sizes[half(id)]; ok {
+	if n, ok := p.sizes[content.HalfSum([]byte(id))]; ok {
 		return int64(n), nil
 	}
 	o, err := p.from.Get(ctx, id.Key(), bucket.Range{Length: 1})
