@@ -61,6 +61,9 @@ func (d *dated) doubted() error {
 	return d.doubt
 }
 
+// Unwrap returns what it watches.
+func (d *dated) Unwrap() bucket.Bucket { return d.Bucket }
+
 // Get implements bucket.Bucket.
 func (d *dated) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
 	d.requests.Add(1)
