@@ -217,7 +217,7 @@ func (m *marks) lack(ctx context.Context, at *dated) error {
 				return err
 			}
 			if o.Modified.Before(m.began.Add(-slipMax)) {
-				return fmt.Errorf("%w: its list of all packs left out %s, which is there", errDoubt, id.Key())
+				return fmt.Errorf("%w: its list of all packs left out %s, which is there", bucket.ErrDoubt, id.Key())
 			}
 		}
 		if len(lost) > 0 {

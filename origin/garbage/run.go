@@ -37,7 +37,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	err := catalog.CheckMesh(ctx, at, cfg.Verifier.Mesh())
 	r.report = Report{At: at.now(), Dry: cfg.DryRun}
 	if err == nil && !cfg.DryRun {
-		if err = bucket.ProbeOrder(ctx, at); err == nil {
+		if err = probe(ctx, at); err == nil {
 			r.turn, err = takeTurn(ctx, cfg, at)
 		}
 	}
@@ -52,6 +52,16 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 		err = fmt.Errorf("collect the garbage of the origin: %w", err)
 	}
 	return r.report, err
+}
+
+// probe finds out whether the store can be relied upon; a reply that was lost says nothing of that.
+func probe(ctx context.Context, at *dated) (err error) {
+	for range secureTries {
+		if err = bucket.ProbeOrder(ctx, at); !errors.Is(err, bucket.ErrUnknown) {
+			return err
+		}
+	}
+	return err
 }
 
 func (cfg *Config) complete() error {
