@@ -233,9 +233,9 @@ func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) 
 
 // Readable is b for who has to know what is there: an object that it refuses to show is content.ErrUnavailable, as that says
 // nothing of the object.
-func Readable(b Bucket) Bucket { return readable{b} }
+func Readable(b Bucket) Bucket { return readable{inner{b}} }
 
-type readable struct{ Bucket }
+type readable struct{ inner }
 
 func (b readable) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	o, err := b.Bucket.Get(ctx, key, r)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/origin/pack/index"
 	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/simulations/origins"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -355,4 +357,64 @@ func TestNamesThatChangeMeanwhile(t *testing.T) {
 	if err != nil || len(r.Hurt) > 0 {
 		t.Fatalf("%+v %v", r, err)
 	}
+}
+
+// TestAnyFlippedByte: wherever a byte is flipped, each name that can't be read any more is told, and no other is that does
+// not need the object.
+func TestAnyFlippedByte(t *testing.T) {
+	in := mem.New(t, mem.Config{})
+	w := newWorld(t, in)
+	all := slices.Concat(w.Keys("packs/"), w.Keys("journals/"), w.Keys("records/"))
+	needs := map[string][]string{}
+	for name, h := range map[string]pack.Head{"image:one": w.one, "image:same": w.one, "image:near": w.near, "image:other": w.other} {
+		for _, id := range w.Packs(h) {
+			needs[name] = append(needs[name], id.Key())
+		}
+	}
+	found := 0
+	for n := range soak.Of(60, 3000) {
+		key := all[rand.IntN(len(all))]
+		at := rand.IntN(len(w.Object(key)))
+		in.Corrupt(key, func(b []byte) { b[at] ^= 1 })
+		r := w.check(t, 1)
+		got := names(r)
+		for _, h := range r.Hurt {
+			if of := needs[h.Name]; of != nil && h.Key != key && !slices.Contains(of, key) {
+				t.Fatalf("round %d, byte %d of %s: %+v", n, at, key, h)
+			}
+		}
+		for name, h := range map[string]pack.Head{"image:one": w.one, "image:near": w.near, "image:other": w.other} {
+			if err := w.read(t, h); err != nil && !slices.Contains(got, name) {
+				t.Fatalf("round %d, byte %d of %s: %s can't be read, %v, and %v are hurt", n, at, key, name, err, got)
+			}
+		}
+		if !strings.HasPrefix(key, "packs/") && len(got) == 0 {
+			t.Fatalf("round %d, byte %d of %s: nobody is hurt", n, at, key)
+		}
+		found += len(got)
+		in.Corrupt(key, func(b []byte) { b[at] ^= 1 })
+	}
+	if found == 0 {
+		t.Fatal("nothing was ever hurt")
+	}
+}
+
+// read reads all of an image, in the plainest way.
+func (w *world) read(t *testing.T, h pack.Head) error {
+	t.Helper()
+	r := pack.NewReader(w)
+	var node func(level int, at pack.Pair) error
+	node = func(level int, at pack.Pair) error {
+		n, err := r.ReadNode(t.Context(), h.Scope, level, at)
+		for i := 0; err == nil && i < n.Page.Len(); i++ {
+			where, _ := n.Page.Child(i)
+			if pair, isNode := n.Page.ChildPair(n.Node, i); isNode {
+				err = node(level-1, pair)
+			} else {
+				_, err = pack.ReadMoved(t.Context(), r, []pack.Extent{{CID: n.Node.Entry(i), Location: where}})
+			}
+		}
+		return err
+	}
+	return node(h.Root.Shape().Depth(), h.Top())
 }

@@ -315,6 +315,7 @@ func (w *walk) read(ctx context.Context, frames []frame) error {
 		if !got[i].CID().IsHole() {
 			chunks, stored = chunks+1, stored+uint64(f.Length)
 			w.Seen.addFrame(f.Extent)
+			w.Reader.Free(got[i])
 		} else if err := w.damaged(ctx, Damage{f.at, whatChunk, f.lies, err}); err != nil {
 			return err
 		}
