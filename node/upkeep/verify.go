@@ -32,7 +32,7 @@ const (
 
 // VerifyRequest says what to check.
 type VerifyRequest struct {
-	ReadData float64 `json:"read_data,omitempty" doc:"the share of the chunks, of 1, that is read: other ones each time; 0 when not given. All else is always read" example:"0.05"`
+	ReadData float64 `json:"read_data" required:"false" default:"1" doc:"the share of the chunks, of 1, that is read: other ones each time. All else is always read" example:"0.05"`
 	After    string  `json:"after,omitempty" maxLength:"512" doc:"go on behind this key, the last of an earlier report"`
 }
 

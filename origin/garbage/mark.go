@@ -111,9 +111,10 @@ func (m *marks) hold(h hold, b Broken) {
 	m.report(b)
 }
 
-// report is called with mu.
+// report is called with mu. What is said of a name first counts.
 func (m *marks) report(b Broken) {
-	if len(m.broken) < brokenMax {
+	said := slices.ContainsFunc(m.broken, func(x Broken) bool { return x.Name == b.Name })
+	if !said && len(m.broken) < brokenMax {
 		m.broken = append(m.broken, b)
 	}
 }

@@ -64,7 +64,7 @@ func decide(m *marks, t terms) *plan {
 			p.count(Row{What: "segment", Why: "named, or not in a root yet", Then: "stays"}, x.size)
 			p.live.add(x.size)
 		} else if x.state.is(isHeld) {
-			p.count(Row{What: "segment", Why: "something that can't be read may name it", Then: "stays"}, x.size)
+			p.count(Row{What: "segment", Why: "held for what is broken", Then: "stays"}, x.size)
 		}
 	}
 	return p
@@ -121,16 +121,16 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 	if !b.Condemned {
 		rest = b.without(func(key string) bool { return !p.stays(m, b, key) })
 	}
-	why, then := "no record names it", "is deleted"
+	why, then := "unnamed", "is deleted"
 	switch {
 	case b.Condemned:
 		p.finish = append(p.finish, b)
-		why = "no record names it, and a run has begun to delete it"
+		why = "unnamed, half deleted"
 	case over && rest.size() > 0:
 		rest = settled(m, rest)
 		p.condemn = append(p.condemn, rest)
 	default:
-		then = "waits for the end of its grace"
+		then = "waits"
 		if rest.size() < b.size() || b.size() == 0 { // committers have taken all out
 			p.release = append(p.release, rest)
 		}
@@ -146,9 +146,9 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 		*o.state |= isTombstoned
 		row := Row{What: o.what, Scope: o.scope, Why: why, Then: then}
 		if slices.Contains(rest.Repack, key) {
-			row.Why = "much of it is dead"
+			row.Why = "partly dead"
 			if over || b.Condemned {
-				row.Then = "what lives of it is written anew"
+				row.Then = "is written anew"
 			}
 		}
 		p.count(row, o.size)
@@ -171,7 +171,7 @@ func (p *plan) stays(m *marks, b Batch, key string) bool {
 		return false
 	}
 	if o.state.is(isLive) && !repack {
-		p.count(Row{What: o.what, Scope: o.scope, Why: "a record names it again", Then: "loses its tombstone"}, o.size)
+		p.count(Row{What: o.what, Scope: o.scope, Why: "named again", Then: "is unmarked"}, o.size)
 		return false
 	}
 	return true
@@ -200,7 +200,7 @@ func (p *plan) mark(m *marks, t terms) {
 		*o.state |= isTombstoned
 		dead = append(dead, key)
 		p.marked.add(o.size)
-		p.count(Row{What: o.what, Scope: o.scope, Why: "no record names it", Then: "gets a tombstone, and goes " + span(t.grace) + " later"}, o.size)
+		p.count(Row{What: o.what, Scope: o.scope, Why: "unnamed", Then: "is marked, goes " + span(t.grace) + " later"}, o.size)
 	}
 	for i := range m.journals {
 		x := &m.journals[i]
@@ -214,7 +214,7 @@ func (p *plan) mark(m *marks, t terms) {
 	for _, r := range anew {
 		r.state |= isTombstoned
 		p.marked.add(int64(r.size))
-		p.count(Row{What: "pack", Scope: m.packs.scopes[r.scope], Why: "much of it is dead", Then: "what lives of it is written anew, " + span(t.grace) + " later"}, int64(r.size))
+		p.count(Row{What: "pack", Scope: m.packs.scopes[r.scope], Why: "partly dead", Then: "is written anew " + span(t.grace) + " later"}, int64(r.size))
 	}
 	since := t.now.UnixMilli()
 	for keys := range slices.Chunk(dead, batchMax) {
@@ -288,7 +288,7 @@ func leastOf(size int64) int64 { return max(repackLeast, size/repackDead) }
 // standing counts a pack that keeps its place.
 func (p *plan) standing(m *marks, r *row) {
 	o := m.pack(r)
-	row := Row{What: o.what, Scope: o.scope, Why: "records name it", Then: "stays"}
+	row := Row{What: o.what, Scope: o.scope, Why: "named", Then: "stays"}
 	switch {
 	case r.state.is(isTombstoned) && !r.state.is(isLive): // counted with its batch
 		return
@@ -297,7 +297,7 @@ func (p *plan) standing(m *marks, r *row) {
 			return
 		}
 	default:
-		row.Why = "something that can't be read may name it"
+		row.Why = "held for what is broken"
 	}
 	p.count(row, o.size)
 }

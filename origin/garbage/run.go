@@ -186,6 +186,7 @@ func (r *run) write(ctx context.Context) error {
 		for key := range b.keys() {
 			o, _ := r.marks.object(key)
 			r.report.Marked.add(o.size)
+			r.report.Waiting.add(o.size)
 		}
 	}
 	return nil
@@ -299,10 +300,10 @@ func (r *run) tidy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.also(Row{What: "index", Scope: scope.String(), Why: "of packs that are gone, or many", Then: "was merged into fewer", Amount: Amount{int64(out.Deleted), out.Freed}})
+		r.also(Row{What: "index", Scope: scope.String(), Why: "many, or of what is gone", Then: "was merged", Amount: Amount{int64(out.Deleted), out.Freed}})
 	}
 	n, bytes, err := bucket.Leftovers(ctx, r.at, leftoverAge)
-	r.also(Row{What: "upload", Why: "begun, and never ended", Then: "was removed", Amount: Amount{int64(n), bytes}})
+	r.also(Row{What: "upload", Why: "never ended", Then: "was removed", Amount: Amount{int64(n), bytes}})
 	return err
 }
 

@@ -59,7 +59,7 @@ func TestDryRunWritesNothing(t *testing.T) {
 	cfg.DryRun = true
 	puts := w.Count(mem.Put) + w.Count(mem.Delete)
 	r, err := Run(t.Context(), cfg)
-	if err != nil || r.row("gets a tombstone").Objects != 1 {
+	if err != nil || r.row("is marked").Objects != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	if now := w.Count(mem.Put) + w.Count(mem.Delete); now != puts {

@@ -98,7 +98,7 @@ func broken(w io.Writer, all []garbage.Broken) {
 }
 
 type verifyCmd struct {
-	ReadData units.Part `env:"-" help:"How much of the chunks is read, other ones each time; all else is always read." placeholder:"N%"`
+	ReadData units.Part `env:"-" default:"100%" help:"How much of the chunks is read, other ones each time; all else is always read." placeholder:"N%"`
 	After    string     `env:"-" help:"Go on behind this key, the last of a check that was cut short." placeholder:"KEY"`
 }
 
