@@ -82,13 +82,16 @@ func (m *many) Delete(ctx context.Context, key string) error {
 	return m.world.Delete(ctx, key)
 }
 
-// name has records name all of them but the last dead ones, a thousand each.
+// packsOfName is how many packs a name needs: an image of some 500 MB.
+const packsOfName = 15
+
+// name has records name all of them but the last dead ones.
 func (m *many) name(t testing.TB, dead int) {
 	t.Helper()
 	codec := content.NewCodec()
-	for first := 0; first < m.packs-dead; first += 1000 {
+	for first := 0; first < m.packs-dead; first += packsOfName {
 		manifest := pack.Manifest{}
-		for n := first; n < min(first+1000, m.packs-dead); n++ {
+		for n := first; n < min(first+packsOfName, m.packs-dead); n++ {
 			manifest.Packs = append(manifest.Packs, pack.PackRefs{ID: manyID(n), Refs: 1, Bytes: uint64(m.size)})
 		}
 		root := content.Root{Kind: content.RootDisk, Size: 1 << 30, ChunkSize: content.ChunkSizeDefault}
@@ -129,11 +132,11 @@ func (z zeros) Read(p []byte) (int, error) {
 
 // TestManyPacks: what a collection asks of a store, and takes of memory, with so many packs, a tenth of them dead.
 func TestManyPacks(t *testing.T) {
-	const packs = 50_000 // with more records than are read at once
+	const packs = 10_000
 	requests, heap := collected(t, packs)
 	t.Logf("%d packs: %d requests in three runs, %d MiB of memory", packs, requests, heap>>20)
-	// Of each run 50 pages and 45 records with a manifest each, and of the second 5,000 deletions; with what little else there is.
-	if requests > packs/10+3*200 {
+	// Of each run 10 pages of packs and 600 records with a manifest each, and of the second 1,000 deletions; with what little else there is.
+	if requests > packs/10+3*1300 {
 		t.Fatalf("%d requests for %d packs", requests, packs)
 	}
 }
