@@ -41,15 +41,13 @@ type added struct {
 // adds is what e names beyond what it replaces, if that is a record. Segments of a volume's own journal are not
 // among that: what lies behind its record is never garbage.
 func (n *Names) adds(e trust.Envelope, base *catalog.Record) (x added, err error) {
-	d, err := catalog.Describe(n.cfg.Codec, e)
+	d, err := n.keeping(e)
 	if err != nil || e.Tombstone {
 		return x, err
 	}
 	var was catalog.Content
 	if x.id = key(e.Kind, e.Name); base != nil {
-		if was, err = catalog.Describe(n.cfg.Codec, base.Envelope); err != nil {
-			was, err = catalog.Content{}, nil // it names nothing that can be told
-		}
+		was, _ = n.keeping(base.Envelope) // one that says nothing that can be told names nothing
 		n.mu.Lock()
 		said := n.entry(x.id).said
 		n.mu.Unlock()
@@ -65,6 +63,17 @@ func (n *Names) adds(e trust.Envelope, base *catalog.Record) (x added, err error
 		}
 	}
 	return x, nil
+}
+
+// keeping is what a record keeps at the origin.
+func (n *Names) keeping(e trust.Envelope) (catalog.Content, error) {
+	d, err := catalog.Describe(n.cfg.Codec, e)
+	if err == nil && d.Leased != nil {
+		var root content.Verified
+		root, err = d.Leased.Root.Encode(n.cfg.Codec)
+		d.Head, d.Root = d.Leased, root.CID()
+	}
+	return d, err
 }
 
 func (x added) isNothing() bool { return x.head == nil && len(x.segments) == 0 }
