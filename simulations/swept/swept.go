@@ -52,6 +52,23 @@ func Collect(t testing.TB, at bucket.Bucket, keys ...string) {
 	}
 }
 
+// Condemned are the keys that a batch says are deleted.
+func Condemned(t testing.TB, at bucket.Bucket, key string) []string {
+	t.Helper()
+	raw, _, err := bucket.ReadAll(context.WithoutCancel(t.Context()), at, key, 1<<20)
+	var b batch
+	if err == nil {
+		err = content.NewCodec().Unmarshal(raw, &b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !b.Condemned {
+		return nil
+	}
+	return b.Delete
+}
+
 // Packs are the keys of all packs there, but for some.
 func Packs(t testing.TB, at bucket.Bucket, but ...string) (keys []string) {
 	t.Helper()
