@@ -55,18 +55,28 @@ func Collect(t testing.TB, at bucket.Bucket, keys ...string) {
 // Condemned are the keys that a batch says are deleted.
 func Condemned(t testing.TB, at bucket.Bucket, key string) []string {
 	t.Helper()
+	if b := read(t, at, key); b.Condemned {
+		return b.Delete
+	}
+	return nil
+}
+
+// Listed are those that it has.
+func Listed(t testing.TB, at bucket.Bucket, key string) []string {
+	t.Helper()
+	return read(t, at, key).Delete
+}
+
+func read(t testing.TB, at bucket.Bucket, key string) (b batch) {
+	t.Helper()
 	raw, _, err := bucket.ReadAll(context.WithoutCancel(t.Context()), at, key, 1<<20)
-	var b batch
 	if err == nil {
 		err = content.NewCodec().Unmarshal(raw, &b)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !b.Condemned {
-		return nil
-	}
-	return b.Delete
+	return b
 }
 
 // Packs are the keys of all packs there, but for some.
