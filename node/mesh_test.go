@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/swept"
 )
 
 // waitMax is how long the nodes of a test may take for what they do by themselves.
@@ -313,4 +315,47 @@ func TestLeases(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.await("the lease is gone", func() bool { return len(leases()) == 0 })
+}
+
+// TestWhatIsMadeOfWhatIsGone: a volume, a snapshot and a tag of what was collected leave no record, and say what to do; also
+// where the collection has only just condemned it.
+func TestWhatIsMadeOfWhatIsGone(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	publish(t, m.first, "image")
+	from := terms.Spec{From: content.Ref{Kind: content.KindImage, Name: "image"}, Transport: terms.NBD}
+	if _, _, err := m.first.Volumes.Put(t.Context(), "disk", from); err != nil {
+		t.Fatal(err)
+	}
+	store := m.first.origin.records().Bucket()
+	keys := swept.Packs(t, store)
+	refused := func(when string) {
+		t.Helper()
+		_, _, volume := m.first.Volumes.Put(t.Context(), "other", from)
+		_, snapshot := m.first.Volumes.Snapshot(t.Context(), "disk", terms.SnapshotSpec{Wait: terms.Durable})
+		_, tag := m.first.Images.Tag(t.Context(), "image", "stable")
+		for what, err := range map[string]error{"volume": volume, "snapshot": snapshot, "tag": tag} {
+			if !errors.Is(err, content.Gone) || !strings.Contains(err.Error(), "import anew") {
+				t.Errorf("%s, %s: %v", when, what, err)
+			}
+		}
+		if all := m.first.Volumes.List(); len(all) != 1 || all[0].Name != "disk" {
+			t.Errorf("%s: %+v", when, all)
+		}
+		for _, kind := range []content.Kind{content.KindVolume, content.KindImage, content.KindSnapshot} {
+			for r, err := range m.first.origin.records().List(t.Context(), kind, "", "") {
+				if err != nil || !r.Tombstone && r.Name != "disk" && r.Name != "image" {
+					t.Errorf("%s: there is %s %q, %v", when, kind, r.Name, err)
+				}
+			}
+		}
+	}
+	batch := swept.Tombstone(t, store, true, keys...)
+	refused("condemned")
+	for _, key := range append(keys, batch) {
+		if err := store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("collected")
 }
