@@ -32,6 +32,7 @@ type added struct {
 	segments []content.SegmentRef
 	kept     *pack.Head // of what was there before, if all that is referred to in its packs is of that
 	doubted  bool       // so that nothing of that is taken for granted
+	same     bool       // as what was there before: there is nothing to take back
 }
 
 // adds is what e names beyond what it replaces, if that is a record. Segments of a volume's own journal are not
@@ -52,6 +53,7 @@ func (n *Names) adds(e trust.Envelope, base *catalog.Record) (x added, err error
 	if e.Kind == content.KindVolume && len(d.Lineage) > 0 && d.Lineage[0] == was.Root { // a fold
 		x.kept = was.Head
 	}
+	x.same = isSame(d.Head, was.Head) && slices.Equal(d.Segments, was.Segments)
 	if d.Head != nil && (x.doubted || !isSame(d.Head, was.Head)) {
 		x.head = d.Head
 	}
@@ -106,7 +108,7 @@ func (n *Names) commitAtOrigin(ctx context.Context, c *catalog.Catalog, ch catal
 		return r, n.wrote(r, asked, true)
 	}
 	err = &catalog.GoneError{Kind: r.Kind, Name: r.Name, Keys: lost}
-	if !ch.Damaged {
+	if !ch.Damaged && !x.same {
 		err = errors.Join(err, n.takeBack(ctx, c, ch.Base, r))
 	}
 	return r, err
