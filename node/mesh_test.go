@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,8 +23,9 @@ import (
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/swept"
 )
 
 // waitMax is how long the nodes of a test may take for what they do by themselves.
@@ -99,19 +101,29 @@ func (m *mesh) await(what string, holds func() bool) {
 	}
 }
 
-// publish commits the record of an image without packs.
+// publish stores an image of one chunk under a name.
 func publish(t *testing.T, n *Node, name string) {
 	t.Helper()
-	id, err := pack.ParseID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
+	publishAt(t, n, n.origin.records().Bucket(), name)
+}
+
+func publishAt(t *testing.T, n *Node, store bucket.Bucket, name string) {
+	t.Helper()
+	b, err := build.New(t.Context(), build.Config{Bucket: store, Scope: content.Mesh(), Size: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := func(n byte, offset uint32) pack.Extent {
-		return pack.Extent{CID: content.Sum([]byte{n}), Location: pack.Location{Pack: id, Offset: offset, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}}
+	defer b.Abort()
+	chunk := make([]byte, content.ChunkSizeDefault)
+	chunk[0] = 1
+	if err = b.Add(t.Context(), 0, chunk); err != nil {
+		t.Fatal(err)
 	}
-	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
-	head := pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}
-	body, err := catalog.Image{Head: head, Chunks: 100, Stored: 1 << 20}.Encode(n.codec)
+	head, stats, err := b.Finish(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := catalog.Image{Head: head, Chunks: stats.Chunks, Stored: stats.StoredBytes}.Encode(n.codec)
 	if err == nil {
 		_, err = n.Names.Commit(t.Context(), catalog.Change{Kind: content.KindImage, Name: name, Body: body})
 	}
@@ -254,4 +266,96 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 	if _, err := m.first.verifier.Verify(m.first.Membership.State().Chain, time.Now()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestLeases: what a node reads beside who writes it stays at the origin though its names go, until the node reads it no
+// more; also where the node was away in between.
+func TestLeases(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	publish(t, m.first, "image")
+	if _, _, err := m.first.Volumes.Put(t.Context(), "disk", terms.Spec{From: content.Ref{Kind: content.KindImage, Name: "image"}, Transport: terms.NBD}); err != nil {
+		t.Fatal(err)
+	}
+	data := t.TempDir()
+	reader, stop := m.start(data, "reader", m.token(trust.RoleNode))
+	m.await("it is read", func() bool {
+		_, _, err := reader.Volumes.Put(t.Context(), "disk", terms.Spec{ReadOnly: true, Transport: terms.NBD})
+		return err == nil
+	})
+	leases := func() (out []catalog.Lease) {
+		for r := range m.first.origin.records().List(t.Context(), content.KindLease, "", "") {
+			if body, err := catalog.DecodeLease(m.first.codec, r.Body); err == nil && !r.Tombstone {
+				out = append(out, body)
+			}
+		}
+		return out
+	}
+	held := func() bool {
+		all := leases()
+		return len(all) == 1 && all[0].What == "volume disk" && all[0].Head != nil && all[0].Holder == reader.identity.Public()
+	}
+	m.await("there is a lease", held)
+	if err := m.first.Volumes.Remove(t.Context(), "disk", terms.RemoveSpec{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.first.Images.Remove(t.Context(), "image"); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	reader, _ = m.start(data, "reader", "")
+	m.await("it reads on", func() bool {
+		v, err := reader.Volumes.Get("disk")
+		return err == nil && v.State == terms.StateReading
+	})
+	if !held() {
+		t.Errorf("leases after a start: %+v", leases())
+	}
+	if _, err := reader.Volumes.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	m.await("the lease is gone", func() bool { return len(leases()) == 0 })
+}
+
+// TestWhatIsMadeOfWhatIsGone: a volume, a snapshot and a tag of what was collected leave no record, and say what to do; also
+// where the collection has only just condemned it.
+func TestWhatIsMadeOfWhatIsGone(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	publish(t, m.first, "image")
+	from := terms.Spec{From: content.Ref{Kind: content.KindImage, Name: "image"}, Transport: terms.NBD}
+	if _, _, err := m.first.Volumes.Put(t.Context(), "disk", from); err != nil {
+		t.Fatal(err)
+	}
+	store := m.first.origin.records().Bucket()
+	keys := swept.Packs(t, store)
+	refused := func(when string) {
+		t.Helper()
+		_, _, volume := m.first.Volumes.Put(t.Context(), "other", from)
+		_, snapshot := m.first.Volumes.Snapshot(t.Context(), "disk", terms.SnapshotSpec{Wait: terms.Durable})
+		_, tag := m.first.Images.Tag(t.Context(), "image", "stable")
+		for what, err := range map[string]error{"volume": volume, "snapshot": snapshot, "tag": tag} {
+			if !errors.Is(err, content.Gone) || !strings.Contains(err.Error(), "import anew") {
+				t.Errorf("%s, %s: %v", when, what, err)
+			}
+		}
+		if all := m.first.Volumes.List(); len(all) != 1 || all[0].Name != "disk" {
+			t.Errorf("%s: %+v", when, all)
+		}
+		for _, kind := range []content.Kind{content.KindVolume, content.KindImage, content.KindSnapshot} {
+			for r, err := range m.first.origin.records().List(t.Context(), kind, "", "") {
+				if err != nil || !r.Tombstone && r.Name != "disk" && r.Name != "image" {
+					t.Errorf("%s: there is %s %q, %v", when, kind, r.Name, err)
+				}
+			}
+		}
+	}
+	batch := swept.Tombstone(t, store, true, keys...)
+	refused("condemned")
+	for _, key := range append(keys, batch) {
+		if err := store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("collected")
 }

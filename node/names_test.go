@@ -218,14 +218,14 @@ func TestAFarmOpensOneName(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	publish(t, all[0].Node, "debian")
+	publishAt(t, all[0].Node, c.store, "debian")
 	open("debian", well)
 	open("none", func(_ *inFarm, err error) {
 		if !errors.Is(err, content.ErrNotFound) {
 			t.Error(err)
 		}
 	})
-	publish(t, all[0].Node, "dying")
+	publishAt(t, all[0].Node, c.store, "dying")
 	var dying atomic.Pointer[inFarm]
 	dies := func(x *inFarm) {
 		dying.Store(x)

@@ -336,7 +336,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 		return right.Written{}, nil
 	case records.IsOvertaken(err):
 		return right.Overtaken{}, nil
-	case !st.Here && errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid): // what is here is served by any clock
+	case !st.Here && errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid), errors.Is(err, content.Gone): // what is here is served by any clock
 		return nil, err
 	}
 	a.v.cfg.Log.Debug("a volume's epoch can't be taken now", "volume", a.Name(), "err", err)

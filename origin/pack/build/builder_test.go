@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
@@ -401,5 +403,44 @@ func TestAFailedIndexObjectIsNoFailure(t *testing.T) {
 	check(t, to, h, im)
 	if x := to.loadIndex(t, ""); x.Len() < len(im.chunks) {
 		t.Fatalf("the footers give %d objects", x.Len())
+	}
+}
+
+// TestALongBuildSaysWhatStands: again and again, and no pack that is not in the bucket yet; who does not like that ends it.
+func TestALongBuildSaysWhatStands(t *testing.T) {
+	im := newImage(600, 1, 0)
+	to := newMemory(t)
+	cfg := config(to, im)
+	var told atomic.Int64
+	enough := errors.New("enough")
+	cfg.Every = time.Nanosecond
+	cfg.Standing = func(ctx context.Context, packs []pack.ID) error {
+		for _, id := range packs {
+			if _, err := pack.ReadFooter(ctx, to, id); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
+		if len(packs) > 1 && told.Add(1) == 3 {
+			return enough
+		}
+		return nil
+	}
+	b, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Abort()
+	for err == nil {
+		for index := range im.size / int64(cfg.ChunkSize) {
+			if raw := im.chunks[uint64(index)]; raw != nil && err == nil {
+				err = b.Add(t.Context(), uint64(index), raw)
+			}
+		}
+		if err == nil {
+			_, _, err = b.Finish(t.Context())
+		}
+	}
+	if !errors.Is(err, enough) {
+		t.Errorf("it ended by %v, told %d times", err, told.Load())
 	}
 }
