@@ -164,7 +164,7 @@ const readBackTimeout = 3 * time.Second
 // says it wrote is ErrUnavailable until another has seen it at the origin, or this
 // node: it is known here, unconfirmed, and the same Commit again writes no other. It has all
 // stay that the record names: where some of that is gone, the record is again what it was
-// before, and the error a *GoneError.
+// before, and the error a *catalog.GoneError.
 func (n *Names) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
 	ch.Base = n.base(ch)
 	if c := n.cfg.Writer(); c != nil {

@@ -24,26 +24,8 @@ import (
 // What is not seen to be there yet is noted with the record on disk: after a crash the next commit over it begins
 // anew, and takes nothing of what it replaces for granted.
 
-// GoneError says that what a record was to name is gone from the origin. It is content.Gone.
-type GoneError struct {
-	Kind content.Kind
-	Name string
-	Keys []string
-}
-
-const (
-	// goneShown is how many keys an error names.
-	goneShown = 3
-	// sightsMax is how many records of a root are looked at for one that was just seen: there are few, as a rule.
-	sightsMax = 32
-)
-
-func (e *GoneError) Error() string {
-	return fmt.Sprintf("write %s %q: %d objects that it needs are gone from the origin, where no record had named them for long (%s): what it was made from has to be there; import that anew, or name another",
-		e.Kind, e.Name, len(e.Keys), strings.Join(e.Keys[:min(len(e.Keys), goneShown)], ", "))
-}
-
-func (e *GoneError) Unwrap() error { return content.Gone }
+// sightsMax is how many records of a root are looked at for one that was just seen: there are few, as a rule.
+const sightsMax = 32
 
 // added is what a record names that the one before it did not.
 type added struct {
@@ -102,8 +84,8 @@ func (n *Names) isSure(x added, since, landed time.Time) bool {
 	if x.doubted || landed.IsZero() {
 		return false
 	}
-	if !since.IsZero() {
-		return landed.Sub(since) <= garbage.SureFor
+	if !since.IsZero() && landed.Sub(since) <= garbage.SureFor {
+		return true
 	}
 	ids := []string{key(x.from.Kind, x.from.RecordName())}
 	for _, scope := range []content.Scope{content.Public(), content.Mesh(), content.Farm(n.farm())} {
@@ -142,7 +124,7 @@ func (n *Names) commitAtOrigin(ctx context.Context, c *catalog.Catalog, ch catal
 	case len(lost) == 0:
 		return r, n.wrote(r, asked, true)
 	}
-	err = &GoneError{r.Kind, r.Name, lost}
+	err = &catalog.GoneError{Kind: r.Kind, Name: r.Name, Keys: lost}
 	if !ch.Damaged {
 		err = errors.Join(err, n.takeBack(ctx, c, ch.Base, r))
 	}
@@ -208,7 +190,7 @@ func (n *Names) submitAtOrigin(ctx context.Context, c *catalog.Catalog, e trust.
 	secure := func() error {
 		lost, err := x.secure(ctx, c.Bucket())
 		if err == nil && len(lost) > 0 {
-			err = &GoneError{e.Kind, e.Name, lost}
+			err = &catalog.GoneError{Kind: e.Kind, Name: e.Name, Keys: lost}
 		}
 		return err
 	}

@@ -223,6 +223,27 @@ func (e *TakenError) Error() string {
 
 func (e *TakenError) Unwrap() error { return e.cause }
 
+// GoneError says that what a record was to name is gone from the origin. It is content.Gone.
+type GoneError struct {
+	Kind content.Kind
+	Name string
+	Keys []string
+}
+
+// goneShown is how many keys an error names.
+const goneShown = 3
+
+func (e *GoneError) Error() string {
+	what := ""
+	if e.Name != "" {
+		what = fmt.Sprintf("write %s %q: ", e.Kind, e.Name)
+	}
+	return fmt.Sprintf("%s%d objects that it needs are gone from the origin, where no record had named them for long (%s): import anew what it was made from, or name another",
+		what, len(e.Keys), strings.Join(e.Keys[:min(len(e.Keys), goneShown)], ", "))
+}
+
+func (e *GoneError) Unwrap() error { return content.Gone }
+
 // Commit writes a record and returns it as stored. A reply that was lost, or a condition that failed, is
 // settled by reading: the commit's own identifier there means success, another record is a *TakenError, and
 // nothing changed means that the write never arrived and is sent again. When that can't be read, the error
