@@ -118,14 +118,30 @@ func (s *stage) dead() (out []string) {
 	return out
 }
 
-// batches are the keys of those that are left.
-func (s *stage) batches() (out []string) {
-	for info, err := range s.at.List(context.Background(), string(content.KeyGarbage), "") {
+// tombstones are the keys that batches are about to delete. Packs that may pay to be written anew are looked at again and
+// again.
+func (s *stage) tombstones() (out []string) {
+	ctx := context.Background()
+	for info, err := range s.at.List(ctx, string(content.KeyGarbage), "") {
+		var b []byte
+		if err == nil {
+			b, _, err = bucket.ReadAll(ctx, s.at, info.Key, 1<<20)
+		}
+		var said struct {
+			Delete []string `cbor:"delete"`
+			Repack []string `cbor:"repack"`
+		}
+		if err == nil {
+			err = s.codec.Unmarshal(b, &said)
+		}
 		if err != nil {
-			s.fault(err)
+			s.fault(fmt.Errorf("batch %s: %w", info.Key, err))
 			break
 		}
-		out = append(out, info.Key)
+		if len(said.Delete)+len(said.Repack) == 0 {
+			s.fault(fmt.Errorf("batch %s has nothing", info.Key))
+		}
+		out = append(out, said.Delete...)
 	}
 	return out
 }

@@ -257,8 +257,9 @@ func (x registry) Snapshots(ctx context.Context, volume string) []catalog.Record
 	return x.list(ctx, content.KindSnapshot, volume+"@")
 }
 
-func (x registry) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	return x.p.commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: farm, Base: base, Body: body})
+func (x registry) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	ch.Farm = farm
+	return x.p.commit(ctx, ch)
 }
 
 func (x registry) Delete(ctx context.Context, base catalog.Record) error {

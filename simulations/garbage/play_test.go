@@ -176,9 +176,9 @@ func (s *stage) gone() {
 			s.fault(fmt.Errorf("two runs after it was dead %s is still there", key))
 		}
 	}
-	for n := 0; len(s.batches()) > 0 || len(s.dead()) > 0; n++ {
+	for n := 0; len(s.tombstones()) > 0 || len(s.dead()) > 0; n++ {
 		if n == endings {
-			s.fault(fmt.Errorf("after %d more runs there are batches %v and dead %v", n, s.batches(), s.dead()))
+			s.fault(fmt.Errorf("after %d more runs there are tombstones of %v, and dead %v", n, s.tombstones(), s.dead()))
 			return
 		}
 		run()
