@@ -58,7 +58,8 @@ type deed struct {
 
 func deeds() []deed {
 	return []deed{
-		{6, publish}, {3, plant}, {3, tag}, {4, remove}, {3, stow}, {2, lend}, {8, collect},
+		{6, publish}, {3, plant}, {3, tag}, {4, remove}, {3, stow}, {2, lend}, {9, collect},
+		{7, folds}, {3, snapshots}, {2, unsnaps}, {1, purges}, {3, forks},
 	}
 }
 

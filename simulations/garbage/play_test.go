@@ -140,12 +140,17 @@ func (s *stage) finish() {
 
 // mend has what was committed and never acknowledged be done once more, as whoever was told would.
 func (s *stage) mend() {
-	p := s.nodes[0].p
 	for _, r := range s.records() {
-		if s.acked[r.Envelope.Commit] {
+		if s.acked[r.Envelope.Commit] || r.Kind == content.KindCollection {
 			continue
 		}
-		s.calm(s.nodes[0].p, "mend "+r.Label(), func(ctx context.Context) error { return s.mended(ctx, p, r.Kind, r.Name) })
+		p := s.nodes[0].p
+		for _, n := range s.nodes {
+			if r.Kind == content.KindVolume && n.signer.Key.Public() == r.Envelope.Signer.Key {
+				p = n.p
+			}
+		}
+		s.calm(p, "mend "+r.Label(), func(ctx context.Context) error { return s.mended(ctx, p, r.Kind, r.Name) })
 	}
 }
 
@@ -194,6 +199,11 @@ func (s *stage) mended(ctx context.Context, p *process, kind content.Kind, name 
 		return p.publish(ctx, name, []int{1, 2})
 	case content.KindTree, content.KindTag:
 		_, err := p.images.Remove(ctx, name)
+		return err
+	case content.KindVolume:
+		return p.mendVolume(ctx, name)
+	case content.KindSnapshot:
+		_, err := p.volumes.RemoveSnapshot(ctx, name, content.VolumeID{})
 		return err
 	case content.KindLease:
 		k, err := p.names.Lookup(ctx, kind, name, true)
