@@ -166,8 +166,11 @@ func (p *process) mendVolume(ctx context.Context, name string) error {
 	if err == nil {
 		err = d.write(ctx, []int64{3}, 9)
 	}
-	if err == nil {
-		err = d.folds.Run(ctx, fold.Chunks)
+	for n := 0; err == nil; n++ {
+		if err = d.folds.Run(ctx, fold.Chunks); !errors.Is(err, content.ErrConflict) || n == 2 {
+			break
+		}
+		err = nil // the record was another than it was known to be: the next one goes on from there
 	}
 	return err
 }
