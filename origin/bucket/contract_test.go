@@ -33,6 +33,7 @@ func contract(t *testing.T, open func(t *testing.T) bucket.Bucket) {
 		{"OneOfManyWritersWins", oneWins},
 		{"Linearizable", linearizable},
 		{"Probe", func(t *testing.T, b bucket.Bucket) { ok(t, bucket.Probe(t.Context(), b)) }},
+		{"ProbeOrder", func(t *testing.T, b bucket.Bucket) { ok(t, bucket.ProbeOrder(t.Context(), b)) }},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}

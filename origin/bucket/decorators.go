@@ -230,3 +230,17 @@ func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) 
 	}
 	return o, err
 }
+
+// Readable is b for who has to know what is there: an object that it refuses to show is content.ErrUnavailable, as that says
+// nothing of the object.
+func Readable(b Bucket) Bucket { return readable{b} }
+
+type readable struct{ Bucket }
+
+func (b readable) Get(ctx context.Context, key string, r Range) (*Object, error) {
+	o, err := b.Bucket.Get(ctx, key, r)
+	if errors.Is(err, content.ErrForbidden) {
+		err = fmt.Errorf("%w: %v", content.ErrUnavailable, err)
+	}
+	return o, err
+}

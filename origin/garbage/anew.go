@@ -10,8 +10,8 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// groupMax bounds the packs that are written anew together: what lives of them is some MiB of memory.
-const groupMax = 32
+// groupMax bounds the packs that are written anew together: some 10 MiB of memory for what lives of them.
+const groupMax = 256
 
 // repack writes condemned packs anew, in groups of one scope.
 func (r *run) repack(ctx context.Context, keys []string) error {

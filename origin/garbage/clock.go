@@ -16,9 +16,6 @@ import (
 // slipMax is how far the answers of one store may be apart in time: it is many hosts, whose clocks are kept.
 const slipMax = 2 * time.Minute
 
-// errDoubt says that a store contradicts itself.
-var errDoubt = fmt.Errorf("%w: nothing is deleted at a store that can't be relied upon", content.ErrUnavailable)
-
 // dated is a bucket that keeps the store's clock, and counts what it is asked.
 type dated struct {
 	bucket.Bucket
@@ -35,10 +32,10 @@ func (d *dated) saw(now time.Time) {
 	defer d.mu.Unlock()
 	switch {
 	case now.IsZero() && d.latest.IsZero():
-		d.doubt = fmt.Errorf("%w: its answers have no Date", errDoubt)
+		d.doubt = fmt.Errorf("%w: its answers have no Date", bucket.ErrDoubt)
 	case now.IsZero():
 	case now.Before(d.latest.Add(-slipMax)):
-		d.doubt = fmt.Errorf("%w: its clock went back from %s to %s", errDoubt, d.latest.Format(time.DateTime), now.Format(time.DateTime))
+		d.doubt = fmt.Errorf("%w: its clock went back from %s to %s", bucket.ErrDoubt, d.latest.Format(time.DateTime), now.Format(time.DateTime))
 	case now.After(d.latest):
 		if d.latest.IsZero() {
 			d.doubt = nil
@@ -60,6 +57,9 @@ func (d *dated) doubted() error {
 	defer d.mu.Unlock()
 	return d.doubt
 }
+
+// Unwrap returns what it watches.
+func (d *dated) Unwrap() bucket.Bucket { return d.Bucket }
 
 // Get implements bucket.Bucket.
 func (d *dated) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
@@ -23,8 +24,7 @@ const (
 	// may have been off.
 	holdSlack = 24 * time.Hour
 	// chainMax bounds how often the frames of a pack have moved on, as readers do.
-	chainMax   = 8
-	tailHeader = 96
+	chainMax = 8
 )
 
 // marks is what records name. Its rows are those of the survey.
@@ -217,7 +217,7 @@ func (m *marks) lack(ctx context.Context, at *dated) error {
 				return err
 			}
 			if o.Modified.Before(m.began.Add(-slipMax)) {
-				return fmt.Errorf("%w: its list of all packs left out %s, which is there", errDoubt, id.Key())
+				return fmt.Errorf("%w: its list of all packs left out %s, which is there", bucket.ErrDoubt, id.Key())
 			}
 		}
 		if len(lost) > 0 {
@@ -306,7 +306,7 @@ func (m *marks) needs(x *segment) bool {
 	if !x.tail {
 		return m.segments[x.key] || lives && x.ref.Through.Number >= through.Number
 	}
-	if lives && (x.ref.After.Number >= through.Number || x.size <= tailHeader) {
+	if lives && (x.ref.After.Number >= through.Number || x.size <= catalog.TailHeader) {
 		return true
 	}
 	return slices.ContainsFunc(m.tails[x.ref.Volume], func(run content.SegmentRef) bool {

@@ -75,11 +75,22 @@ type Source struct {
 // error is of the store, or a key that is none of a record's, which wraps content.ErrUnknown: it ends the list, and whoever
 // gets it knows nothing of what there is.
 func (s Source) Records(ctx context.Context) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		for r, err := range s.RecordsAfter(ctx, "") {
+			if !r.Envelope.Tombstone && !yield(r, err) {
+				return
+			}
+		}
+	}
+}
+
+// RecordsAfter is Records of those whose keys come behind one, tombstones too.
+func (s Source) RecordsAfter(ctx context.Context, after string) iter.Seq2[Record, error] {
 	l := &lister{s, content.NewCodec()}
 	return func(yield func(Record, error) bool) {
 		batch := make([]Record, 0, recordsBatch)
 		etags := make([]string, 0, recordsBatch)
-		for info, err := range s.Bucket.List(ctx, string(content.KeyRecords), "") {
+		for info, err := range s.Bucket.List(ctx, string(content.KeyRecords), after) {
 			var r Record
 			if err == nil {
 				r, err = named(info)
@@ -99,6 +110,16 @@ func (s Source) Records(ctx context.Context) iter.Seq2[Record, error] {
 		}
 		l.yield(ctx, batch, etags, yield)
 	}
+}
+
+// Record reads the record of a key as it is now. One that is gone has nothing Sealed.
+func (s Source) Record(ctx context.Context, key string) (Record, error) {
+	s.Recall = nil
+	r, err := named(bucket.Info{Key: key})
+	if err == nil {
+		err = (&lister{s, content.NewCodec()}).read(ctx, &r, "")
+	}
+	return r, err
 }
 
 // named is the record of an object, unread.
@@ -131,10 +152,7 @@ func (l *lister) yield(ctx context.Context, batch []Record, etags []string, yiel
 		return false
 	}
 	for _, r := range batch {
-		if r.Envelope.Tombstone || r.Sealed == nil {
-			continue
-		}
-		if !yield(r, nil) {
+		if r.Sealed != nil && !yield(r, nil) {
 			return false
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -14,7 +15,11 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
+
+// leftoverAge is how old an upload in parts is at least that was never ended: none takes as long.
+const leftoverAge = 48 * time.Hour
 
 // Run is one run of a collection: it marks, deletes what a run before has marked and is dead still, and gives tombstones to
 // what is dead by now. It takes the next epoch of the collection's record: a run of another member that is at it is
@@ -32,7 +37,9 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	err := catalog.CheckMesh(ctx, at, cfg.Verifier.Mesh())
 	r.report = Report{At: at.now(), Dry: cfg.DryRun}
 	if err == nil && !cfg.DryRun {
-		r.turn, err = takeTurn(ctx, cfg, at)
+		if err = probe(ctx, at); err == nil {
+			r.turn, err = takeTurn(ctx, cfg, at)
+		}
 	}
 	if err == nil {
 		err = r.collect(ctx)
@@ -45,6 +52,16 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 		err = fmt.Errorf("collect the garbage of the origin: %w", err)
 	}
 	return r.report, err
+}
+
+// probe finds out whether the store can be relied upon; a reply that was lost says nothing of that.
+func probe(ctx context.Context, at *dated) (err error) {
+	for range secureTries {
+		if err = bucket.ProbeOrder(ctx, at); !errors.Is(err, bucket.ErrUnknown) {
+			return err
+		}
+	}
+	return err
 }
 
 func (cfg *Config) complete() error {
@@ -248,6 +265,7 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 			err := r.at.Delete(deleting, key)
 			if err == nil {
 				gone[i] = o.size
+				*o.state |= isGone
 			}
 			return err
 		})
@@ -272,5 +290,35 @@ func (r *run) tidy(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	for i, scope := range r.marks.scopes {
+		r.cfg.Progress(Progress{Phase: "index", Done: int64(i), Total: int64(len(r.marks.scopes))})
+		if err := r.turn.hold(ctx); err != nil {
+			return err
+		}
+		out, err := index.Merge(ctx, r.at, scope, r.present, func() (pack.ID, error) { return pack.NewID(scope, r.at.now(), rand.Reader) })
+		if err != nil {
+			return err
+		}
+		r.also(Row{What: "index", Scope: scope.String(), Why: "of packs that are gone, or many", Then: "was merged into fewer", Amount: Amount{int64(out.Deleted), out.Freed}})
+	}
+	n, bytes, err := bucket.Leftovers(ctx, r.at, leftoverAge)
+	r.also(Row{What: "upload", Why: "begun, and never ended", Then: "was removed", Amount: Amount{int64(n), bytes}})
+	return err
+}
+
+// also reports what was done beside the plan.
+func (r *run) also(row Row) {
+	if row.Objects > 0 {
+		r.report.Rows = append(r.report.Rows, row)
+	}
+}
+
+// present says what is left of a pack, for the index; a negative size is of one that may have come since all were listed.
+func (r *run) present(id pack.ID) (size int64, ok bool) {
+	at := r.marks.packs.find(id)
+	if at == nil {
+		_, x := parts(id)
+		return -1, x.hour >= hourOf(r.marks.began.Add(-holdSlack))
+	}
+	return int64(at.size), !at.state.is(isGone | isStub)
 }

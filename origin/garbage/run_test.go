@@ -1,7 +1,9 @@
 package garbage
 
 import (
+	"context"
 	"errors"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -310,6 +312,59 @@ func TestListsThatLie(t *testing.T) {
 	}
 }
 
+// TestListThatLeavesOut: a pack that a record names, and that is there, and that no list shows.
+func TestListThatLeavesOut(t *testing.T) {
+	w := dead(t)
+	head := w.publish(t, "hidden", chunks(30, 7000))
+	w.later(time.Hour)
+	cfg := w.config()
+	cfg.Bucket = hiding{w, head.Node.Pack.Key()}
+	all := w.keys(t, string(content.KeyPacks))
+	if _, err := Run(t.Context(), cfg); !errors.Is(err, bucket.ErrDoubt) {
+		t.Fatal(err)
+	}
+	w.same(t, all)
+}
+
+// hiding is a store whose lists leave out one key.
+type hiding struct {
+	*world
+	key string
+}
+
+func (h hiding) List(ctx context.Context, prefix, after string) iter.Seq2[bucket.Info, error] {
+	return func(yield func(bucket.Info, error) bool) {
+		for info, err := range h.world.List(ctx, prefix, after) {
+			if info.Key != h.key && !yield(info, err) {
+				return
+			}
+		}
+	}
+}
+
+// TestClockThatGoesBack: at any request of a run that would delete something, the store's clock does.
+func TestClockThatGoesBack(t *testing.T) {
+	for at := 0; ; at++ {
+		w := dead(t)
+		n, back := 0, false
+		w.breaks(func(mem.Call) mem.Fault {
+			if n++; n == at+1 {
+				w.clock, back = w.clock.Add(-time.Hour), true
+			}
+			return mem.Fault{}
+		})
+		_, err := Run(t.Context(), w.config())
+		w.breaks(nil)
+		if !back {
+			return
+		}
+		if left := len(w.keys(t, string(content.KeyPacks))); err == nil && left == 2 || err != nil && !errors.Is(err, bucket.ErrDoubt) && at > 0 {
+			t.Fatalf("request %d: %d packs are left, and %v", at, left, err)
+		}
+		w.check(t)
+	}
+}
+
 // TestDamagedRecordIsHeld: what can't be read is reported, what it may name stays, and the rest goes.
 func TestDamagedRecordIsHeld(t *testing.T) {
 	w := dead(t)
@@ -431,7 +486,8 @@ func TestOneAtATime(t *testing.T) {
 	w := dead(t)
 	n := 0
 	w.breaks(func(c mem.Call) mem.Fault {
-		if n++; n == 6 {
+		if c.Op == mem.List && c.Key == string(content.KeyRecords) { // it has its turn by now
+			n++
 			f := w.fault
 			w.fault = nil
 			w.mu.Unlock()
@@ -445,6 +501,9 @@ func TestOneAtATime(t *testing.T) {
 		return mem.Fault{}
 	})
 	w.run(t)
+	if n != 1 {
+		t.Fatalf("records were listed %d times", n)
+	}
 }
 
 // TestSpace: imported, replaced in place ten times, and collected: of what lives there is little more than that.

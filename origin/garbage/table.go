@@ -35,6 +35,7 @@ const (
 	isHeld                            // a record that can't be read may name it
 	isTombstoned                      // a batch has it
 	isStub                            // its frames are elsewhere
+	isGone                            // this run has deleted it
 	isShared                          // several roots need it, perhaps the same of it
 )
 

@@ -32,3 +32,24 @@ func (r *Reader) CheckFrame(e Extent, object []byte) error {
 	}
 	return nil
 }
+
+// CheckWhole checks all bytes of a pack: its footer, its directory, and each frame against its name. What is not the pack
+// of that ID, or damaged, is content.ErrCorrupt.
+func (r *Reader) CheckWhole(ctx context.Context, id ID, object []byte) (*Directory, error) {
+	if len(object) < SizeMin || string(object[:headerSize]) != packMagic {
+		return nil, fmt.Errorf("pack %s: %w: no pack of %d bytes", id, content.ErrCorrupt, len(object))
+	}
+	d, err := r.ParsePack(ctx, id, object)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range d.Entries {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err := r.CheckFrame(e.Extent, object); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}

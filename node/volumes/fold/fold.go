@@ -302,7 +302,7 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 		case s.Tails == 0:
 			f.garbage = append(f.garbage, s.Key())
 		default:
-			keys, err := tailKeys(ctx, store, s)
+			keys, err := catalog.TailKeys(ctx, store, s)
 			for n := 0; n < len(keys) && err == nil; n++ {
 				err = store.Delete(ctx, keys[n])
 			}

@@ -16,7 +16,7 @@ import (
 // has beside those.
 const (
 	entrySize  = block + 44
-	tailBeside = tailHeader + 160
+	tailBeside = catalog.TailHeader + 160
 )
 
 // books count what a volume costs that is written at random, by the decisions of a fold.

@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,33 +21,11 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// A tail is what a flush under the policy `origin` has put into the bucket: a header, and
-// a segment that follows the one before. Its key says after which place of the journal it
-// comes, and under which epoch, and nothing of where it ends: so one alone can come there.
-// Whoever takes the volume over puts one without a segment at the end of the epoch, and
-// the old writer's next flush finds the key taken. That one stays while the volume
-// exists.
-//
-// The header, all integers little-endian:
-//
-//	0   8  magic "GRTAIL\x00\x01"
-//	8   16 volume
-//	24  8  epoch
-//	32  16 number and seq that it comes after
-//	48  16 number and seq that it goes through; the same in one that ends an epoch
-//	64  8  bytes of the segment, 0 in one that ends an epoch
-//	72  16 sum of the segment
-//	88  4  zeros
-//	92  4  CRC32C of the bytes before
 const (
-	tailMagic  = "GRTAIL\x00\x01"
-	tailHeader = 96
-	tailSuffix = "-tail"
-
 	// tailReads is how many tails are read at once by who takes a volume over, and tailSmall
 	// what of each: a small one whole.
 	tailReads = 16
-	tailSmall = tailHeader + 16<<10
+	tailSmall = catalog.TailHeader + 16<<10
 	// tailsMax is how many tails a record names at most: to read them takes seconds, and 64
 	// MiB of memory. Of four flushes a second a fold finds as many.
 	tailsMax = 4096
@@ -65,41 +41,6 @@ const (
 	// quicker than who takes the volume.
 	aheadMax = 64
 )
-
-func tailKey(ref content.SegmentRef) string {
-	return fmt.Sprintf("%s%s/%016x-%016x%s", content.KeyJournals, ref.Volume, ref.Epoch, ref.After.Number, tailSuffix)
-}
-
-// ends reports whether a tail ends its epoch.
-func ends(ref content.SegmentRef) bool { return ref.Bytes == 0 }
-
-func encodeTail(ref content.SegmentRef) []byte {
-	b := make([]byte, tailHeader)
-	copy(b, tailMagic)
-	copy(b[8:], ref.Volume[:])
-	for i, x := range []uint64{ref.Epoch, ref.After.Number, ref.After.Seq, ref.Through.Number, ref.Through.Seq, uint64(ref.Bytes)} {
-		binary.LittleEndian.PutUint64(b[24+8*i:], x)
-	}
-	copy(b[72:], ref.Sum[:])
-	return journal.Summed(0, b[:92])
-}
-
-// decodeTail reads the header of a tail; anything but a valid one is ErrCorrupt.
-func decodeTail(b []byte) (ref content.SegmentRef, err error) {
-	if len(b) != tailHeader || !journal.Whole(0, b, tailMagic) || binary.LittleEndian.Uint32(b[88:]) != 0 {
-		return ref, fmt.Errorf("tail of a journal: %w: no header", content.ErrCorrupt)
-	}
-	at := func(i int) uint64 { return binary.LittleEndian.Uint64(b[24+8*i:]) }
-	ref = content.SegmentRef{
-		Volume: content.VolumeID(b[8:24]), Epoch: at(0), After: content.Position{Number: at(1), Seq: at(2)},
-		Through: content.Position{Number: at(3), Seq: at(4)}, Bytes: int64(at(5)), Sum: [16]byte(b[72:88]),
-	}
-	empty := ends(ref) && ref.Through == ref.After && ref.Sum == [16]byte{}
-	if !empty && (ref.Bytes <= 0 || ref.Through.Number <= ref.After.Number || ref.Through.Seq < ref.After.Seq) {
-		return ref, fmt.Errorf("tail of a journal: %w: %d bytes after %v through %v", content.ErrCorrupt, ref.Bytes, ref.After, ref.Through)
-	}
-	return ref, nil
-}
 
 // Tails make durable at the origin what flushes of a volume acknowledge: what came since
 // the last one, in one put, in the order of the journal, under the policy `origin`. They go on
@@ -326,13 +267,13 @@ func (t *Tails) prepare(ctx context.Context, through content.Position) error {
 	if err != nil {
 		return err
 	}
-	_, err = file.Write(make([]byte, tailHeader))
+	_, err = file.Write(make([]byte, catalog.TailHeader))
 	var ref content.SegmentRef
 	if err == nil {
 		ref, err = t.journal.Merge(ctx, file, t.last, through)
 	}
 	if err == nil {
-		_, err = file.WriteAt(encodeTail(ref), 0)
+		_, err = file.WriteAt(catalog.EncodeTail(ref), 0)
 	}
 	if err != nil {
 		file.close()
@@ -350,7 +291,7 @@ func (t *Tails) putNext(ctx context.Context) error {
 		return err
 	}
 	ref := t.next.ref
-	err = putOnce(ctx, store, tailKey(ref), t.next.file.body(0, tailHeader+ref.Bytes))
+	err = putOnce(ctx, store, ref.TailKey(), t.next.file.body(0, catalog.TailHeader+ref.Bytes))
 	if errors.Is(err, content.ErrExists) {
 		return t.forestalled(ctx, store, ref)
 	}
@@ -367,11 +308,11 @@ func (t *Tails) putNext(ctx context.Context) error {
 // forestalled says what is where the next tail was to be, which is not there and never will.
 // Called with mu.
 func (t *Tails) forestalled(ctx context.Context, store bucket.Bucket, ref content.SegmentRef) error {
-	there, _, err := readTail(ctx, store, tailKey(ref))
+	there, _, err := readTail(ctx, store, ref.TailKey())
 	switch {
 	case err != nil:
 		return err
-	case !ends(there): // by one that has this volume's epoch too: a copy of this disk
+	case !catalog.EndsEpoch(there): // by one that has this volume's epoch too: a copy of this disk
 		return fmt.Errorf("%w: another node has written under epoch %d behind %v", content.ErrFenced, ref.Epoch, ref.After)
 	}
 	t.begin(t.last)
@@ -396,29 +337,18 @@ func (t *Tails) run(after, through content.Position) (run content.SegmentRef) {
 	if at != through || len(chain) == 0 {
 		return run
 	}
-	return joined(chain)
-}
-
-// joined is a chain of tails as one segment.
-func joined(chain []content.SegmentRef) content.SegmentRef {
-	run, headers := chain[0], []byte(nil)
-	for _, ref := range chain {
-		headers = append(headers, encodeTail(ref)...)
-	}
-	sum := content.Sum(headers)
-	run.Through, run.Bytes, run.Sum, run.Tails = chain[len(chain)-1].Through, bytesOf(chain), [16]byte(sum[:]), len(chain)
-	return run
+	return catalog.JoinTails(chain)
 }
 
 // tailsOf returns the tails that a segment of a record lies in. Some that are gone are
 // content.ErrNotFound.
 func tailsOf(ctx context.Context, in bucket.Bucket, run content.SegmentRef) ([]journal.AdoptedSegment, error) {
-	keys, err := tailKeys(ctx, in, run)
+	keys, err := catalog.TailKeys(ctx, in, run)
 	var tails []journal.AdoptedSegment
 	if err == nil {
 		tails, err = readTails(ctx, in, run.Volume, keys)
 	}
-	tails = slices.DeleteFunc(tails, func(s journal.AdoptedSegment) bool { return ends(s.Ref) }) // by who was slower than the writer
+	tails = slices.DeleteFunc(tails, func(s journal.AdoptedSegment) bool { return catalog.EndsEpoch(s.Ref) }) // by who was slower than the writer
 	if err == nil && len(tails) < run.Tails {
 		err = content.ErrNotFound
 	}
@@ -429,7 +359,7 @@ func tailsOf(ctx context.Context, in bucket.Bucket, run content.SegmentRef) ([]j
 	for i := range tails {
 		chain[i] = tails[i].Ref
 	}
-	if joined(chain) != run {
+	if catalog.JoinTails(chain) != run {
 		return nil, fmt.Errorf("tails of volume %s behind entry %d: %w: they are others than its record names", run.Volume, run.After.Seq, content.ErrCorrupt)
 	}
 	return tails, nil
@@ -454,7 +384,7 @@ func (t *Tails) cut(ctx context.Context, store bucket.Bucket, now catalog.Volume
 		if named || ref.After.Seq < now.Shared {
 			continue
 		}
-		if err := store.Delete(ctx, tailKey(ref)); err != nil {
+		if err := store.Delete(ctx, ref.TailKey()); err != nil {
 			return // it is garbage
 		}
 	}
@@ -475,7 +405,7 @@ func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []jour
 	}
 	at := body.Through()
 	for ahead := 0; ; ahead = min(max(1, 2*ahead), aheadMax) {
-		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: body.ID, After: at, Through: content.Position{Number: math.MaxUint64}})
+		keys, err := catalog.TailKeys(ctx, store, content.SegmentRef{Volume: body.ID, After: at, Through: content.Position{Number: math.MaxUint64}})
 		var tails []journal.AdoptedSegment
 		if err == nil {
 			tails, err = readTails(ctx, store, body.ID, keys)
@@ -508,16 +438,16 @@ func endAt(ctx context.Context, store bucket.Bucket, at content.SegmentRef, ahea
 		end.After.Number += uint64(i)
 		end.Through = end.After
 		group.Go(func() error {
-			err := putOnce(putting, store, tailKey(end), bucket.Bytes(encodeTail(end)))
+			err := putOnce(putting, store, end.TailKey(), bucket.Bytes(catalog.EncodeTail(end)))
 			there := end
 			switch is := errors.Is(err, content.ErrExists); {
 			case is && i > 0: // the next look reads what that is
 				return nil
 			case is:
-				there, _, err = readTail(putting, store, tailKey(end))
+				there, _, err = readTail(putting, store, end.TailKey())
 			}
 			if i == 0 {
-				ended = ends(there)
+				ended = catalog.EndsEpoch(there)
 			}
 			return err
 		})
@@ -530,32 +460,11 @@ func endAt(ctx context.Context, store bucket.Bucket, at content.SegmentRef, ahea
 // but where a later epoch went on from holders, who had more than the tails: its own counts.
 func follows(tails []journal.AdoptedSegment, at content.Position) (next journal.AdoptedSegment, ok bool) {
 	for _, s := range tails {
-		if s.Ref.After == at && !ends(s.Ref) && (!ok || s.Ref.Epoch > next.Ref.Epoch) {
+		if s.Ref.After == at && !catalog.EndsEpoch(s.Ref) && (!ok || s.Ref.Epoch > next.Ref.Epoch) {
 			next, ok = s, true
 		}
 	}
 	return next, ok
-}
-
-// tailKeys lists the tails of a volume that come after one place or a later one, and before
-// another; those of one epoch, or of each for 0, in their order.
-func tailKeys(ctx context.Context, store bucket.Bucket, within content.SegmentRef) (keys []string, err error) {
-	prefix := fmt.Sprintf("%s%s/", content.KeyJournals, within.Volume)
-	if within.Epoch > 0 {
-		prefix = fmt.Sprintf("%s%016x-", prefix, within.Epoch)
-	}
-	from, to := fmt.Sprintf("%016x", within.After.Number), fmt.Sprintf("%016x", within.Through.Number)
-	for info, err := range store.List(ctx, prefix, "") {
-		if err != nil {
-			return nil, err
-		}
-		if text, ok := strings.CutSuffix(info.Key, tailSuffix); ok {
-			if number := text[strings.LastIndexByte(text, '-')+1:]; from <= number && number < to {
-				keys = append(keys, info.Key)
-			}
-		}
-	}
-	return keys, nil
 }
 
 // readTails reads tails of a volume, of large ones the headers.
@@ -566,14 +475,14 @@ func readTails(ctx context.Context, store bucket.Bucket, id content.VolumeID, ke
 	for i, key := range keys {
 		group.Go(func() error {
 			ref, all, err := readTail(reading, store, key)
-			if err == nil && (tailKey(ref) != key || ref.Volume != id) {
+			if err == nil && (ref.TailKey() != key || ref.Volume != id) {
 				err = fmt.Errorf("%s: %w: it is of another place", key, content.ErrCorrupt)
 			}
 			tails[i] = journal.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) {
 				if all != nil {
 					return io.NopCloser(bytes.NewReader(all)), nil
 				}
-				return open(ctx, store, key, tailHeader, ref.Bytes)
+				return open(ctx, store, key, catalog.TailHeader, ref.Bytes)
 			}}
 			return err
 		})
@@ -592,8 +501,8 @@ func readTail(ctx context.Context, store bucket.Bucket, key string) (ref content
 	if _, err := io.ReadFull(o.Body, b); err != nil {
 		return ref, nil, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
 	}
-	if ref, err = decodeTail(b[:min(len(b), tailHeader)]); err == nil && !ends(ref) && ref.Bytes == int64(len(b))-tailHeader {
-		all = b[tailHeader:]
+	if ref, err = catalog.DecodeTail(b[:min(len(b), catalog.TailHeader)]); err == nil && !catalog.EndsEpoch(ref) && ref.Bytes == int64(len(b))-catalog.TailHeader {
+		all = b[catalog.TailHeader:]
 	}
 	return ref, all, err
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/simulations/golden"
 	"github.com/grangemesh/grange/simulations/mem"
 )
 
@@ -416,7 +415,7 @@ func endedInVain(t *testing.T, copied bool) {
 	if copied {
 		at := w.tails.Through()
 		ref := content.SegmentRef{Volume: w.body.ID, Epoch: 1, After: at, Through: content.Position{Number: at.Number + 1, Seq: at.Seq + 1}, Bytes: 1}
-		if _, err := w.store.Put(t.Context(), tailKey(ref), bucket.Bytes(append(encodeTail(ref), 0)), bucket.IfAbsent()); err != nil {
+		if _, err := w.store.Put(t.Context(), ref.TailKey(), bucket.Bytes(append(catalog.EncodeTail(ref), 0)), bucket.IfAbsent()); err != nil {
 			t.Fatal(err)
 		}
 	} else if _, err := w.endEpoch(w.record(), 1); err != nil {
@@ -552,33 +551,4 @@ func changesAt(t *testing.T, step Step, crash, waits bool) {
 	if len(w.pending) > 0 {
 		t.Error("a snapshot is not durable")
 	}
-}
-
-func goldenTail() content.SegmentRef {
-	return content.SegmentRef{Volume: content.VolumeID{1, 15: 2}, Epoch: 7, After: content.Position{Number: 3, Seq: 40}, Through: content.Position{Number: 5, Seq: 99}, Bytes: 1 << 20, Sum: [16]byte{8, 15: 9}}
-}
-
-func TestGoldenTails(t *testing.T) {
-	end := goldenTail()
-	end.Through, end.Bytes, end.Sum = end.After, 0, [16]byte{}
-	for name, ref := range map[string]content.SegmentRef{"tail": goldenTail(), "tail.end": end} {
-		b := encodeTail(ref)
-		golden.Check(t, name, b)
-		if got, err := decodeTail(b); err != nil || got != ref {
-			t.Errorf("%+v, %v", got, err)
-		}
-	}
-}
-
-func FuzzTail(f *testing.F) {
-	f.Add(encodeTail(goldenTail()))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		ref, err := decodeTail(b)
-		if err == nil && !bytes.Equal(encodeTail(ref), b) {
-			t.Errorf("%x is read as %+v", b, ref)
-		}
-		if err != nil && !errors.Is(err, content.ErrCorrupt) {
-			t.Error(err)
-		}
-	})
 }

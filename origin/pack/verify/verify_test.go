@@ -325,7 +325,8 @@ func TestDoubtIsNoDamage(t *testing.T) {
 
 func TestRunsHoldWhatOneReadTakes(t *testing.T) {
 	at := func(n int, offset, length, raw uint32) frame {
-		return frame{content.Pos{Index: uint64(n)}, pack.Extent{CID: content.Sum([]byte{byte(n)}), Location: pack.Location{Pack: "a", Offset: offset, Length: length, Raw: raw}}}
+		e := pack.Extent{CID: content.Sum([]byte{byte(n)}), Location: pack.Location{Pack: "a", Offset: offset, Length: length, Raw: raw}}
+		return frame{content.Pos{Index: uint64(n)}, e, e}
 	}
 	frames := []frame{at(0, 2<<20, 10, 4096), at(1, 16, 10, 4096), at(2, 1<<20-1, 4096, 4096), at(1, 16, 10, 4096)}
 	for i := range 20 {
