@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/instance"
+	"github.com/grangemesh/grange/node/leases"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
@@ -61,6 +62,7 @@ type Node struct {
 	Volumes    *volumes.Volumes // nil in a seed
 	Mounts     *mounts.Mounts   // nil in a seed
 	Instances  *instance.Hub    // nil in a seed
+	leases     *leases.Leases   // nil in a seed
 	Membership *membership.Membership
 	Upkeep     *upkeep.Upkeep
 	cfg        Config
@@ -109,7 +111,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openNames, n.openUpkeep)
 	if serves.volumes {
-		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances)
+		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances, n.openLeases)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -193,7 +195,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, n.keepLeases, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

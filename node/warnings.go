@@ -26,7 +26,7 @@ const (
 
 // Warning is what is amiss though the node is ready, and what to do about it.
 type Warning struct {
-	About string `json:"about" doc:"farm, mesh, paths, origin, origin gc, origin verify, follow, or a volume as volume:NAME"`
+	About string `json:"about" doc:"farm, mesh, paths, origin, origin gc, origin verify, follow, a volume as volume:NAME, or what is read here, as mount DIR"`
 	Text  string `json:"text"`
 }
 
@@ -79,6 +79,9 @@ func (n *Node) Warnings() []Warning {
 	n.Upkeep.Warn(warn)
 	if n.Volumes == nil {
 		return out
+	}
+	for what, why := range n.leases.Damaged() {
+		warn(what, "some of what this node reads for it is gone from the origin: %s", why)
 	}
 	for _, v := range n.Volumes.List() {
 		switch held := cmp.Or(strings.Join(v.Holders, ", "), "nobody"); {

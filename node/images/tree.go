@@ -225,20 +225,20 @@ func (l *Lent) Recall(ctx context.Context) (Stowed, error) {
 func (l *Lent) Fill(ctx context.Context) error { return l.image.Warm(ctx, nil) }
 
 // OpenTree opens the tree that a name stands for, and says which root that is.
-func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, content.CID, error) {
+func (im *Images) OpenTree(ctx context.Context, name string) (*tree.Tree, pack.Head, error) {
 	root, err := im.TreeRoot(ctx, name)
 	if err != nil {
-		return nil, content.CID{}, err
+		return nil, pack.Head{}, err
 	}
 	lent, err := im.Lend(root)
 	if err != nil {
-		return nil, content.CID{}, err
+		return nil, pack.Head{}, err
 	}
 	t, err := lent.open(ctx)
 	if err != nil {
-		return nil, content.CID{}, fmt.Errorf("tree %q: %w", name, err)
+		return nil, pack.Head{}, fmt.Errorf("tree %q: %w", name, err)
 	}
-	return t, lent.image.ID(), nil
+	return t, root.Head, nil
 }
 
 // ExportTree writes a tree into a folder on this host, in the background: one that is not there, or empty. Another is

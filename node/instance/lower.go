@@ -104,6 +104,15 @@ func (h *Hub) Lower(name string) (*images.Lent, error) {
 	return lent, nil
 }
 
+// Bases yields what the data of instances began as that need not be here, by name.
+func (h *Hub) Bases(yield func(name string, head pack.Head) bool) {
+	for _, i := range h.snapshot() {
+		if b, err := loadBase(i.dir); err == nil && !yield(i.name, b.Head) {
+			return
+		}
+	}
+}
+
 // lent is what the data began as; nil where all of them are in the folder.
 func (i folder) lent() (*images.Lent, error) {
 	i.mu.Lock()

@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/content/tree"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 const (
@@ -33,7 +34,7 @@ type Config struct {
 	// File remembers the mounts over starts.
 	File string
 	// Open opens the tree that a name stands for, and says which that is.
-	Open func(ctx context.Context, name string) (*tree.Tree, content.CID, error)
+	Open func(ctx context.Context, name string) (*tree.Tree, pack.Head, error)
 	Now  func() time.Time
 	Log  *slog.Logger
 }
@@ -59,6 +60,7 @@ type Mounts struct {
 // mounted is a mount, and what ends it; nil while it is not there.
 type mounted struct {
 	Mount
+	head pack.Head
 	end  func(force bool) error
 	gone <-chan struct{} // closed once it is not there any more, whoever ended it
 }
@@ -174,6 +176,15 @@ func (m *Mounts) List() []Mount {
 	return out
 }
 
+// Shown yields what is shown now, by folder.
+func (m *Mounts) Shown(yield func(dir string, head pack.Head) bool) {
+	for _, one := range m.snapshot() {
+		if one.end != nil && !one.lost() && !yield(one.Dir, one.head) {
+			return
+		}
+	}
+}
+
 // Mount shows a tree at a folder that is there and empty, and remembers that. The same again is success.
 func (m *Mounts) Mount(ctx context.Context, name, dir string) (Mount, error) {
 	if !filepath.IsAbs(dir) {
@@ -235,13 +246,17 @@ func mayHide(dir, own string) error {
 
 // make mounts what a name stands for. Called with changing.
 func (m *Mounts) make(ctx context.Context, one Mount) (*mounted, error) {
-	t, id, err := m.cfg.Open(ctx, one.Name)
+	t, head, err := m.cfg.Open(ctx, one.Name)
 	if err != nil {
 		return nil, err
 	}
-	one.CID, one.Error = id, ""
+	root, err := head.Root.Encode(content.NewCodec())
+	if err != nil {
+		return nil, err
+	}
+	one.CID, one.Error = root.CID(), ""
 	end, gone, err := show(t, one.Name, one.Dir, m.cfg.Log)
-	return &mounted{one, end, gone}, err
+	return &mounted{one, head, end, gone}, err
 }
 
 // take has a mount among those that there are no more.

@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
 	"github.com/grangemesh/grange/origin/convert"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -98,13 +99,18 @@ func sumOf(t *testing.T, dir string) string {
 	return shell(t, dir, `tar --sort=name --xattrs --xattrs-include='*' --acls --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime,exthdr.name=%d/%f -cf - . | sha256sum`)
 }
 
+// headOf is a head that a name tells from others.
+func headOf(name string) pack.Head {
+	return pack.Head{Root: content.Root{Size: 1, ChunkSize: tree.ChunkSize, Kind: content.RootTree, Count: 1, Map: content.Sum([]byte(name))}}
+}
+
 func newMounts(t *testing.T, file string, of *tree.Tree) *Mounts {
 	t.Helper()
-	m, err := New(Config{File: file, Now: time.Now, Log: slog.New(slog.DiscardHandler), Open: func(_ context.Context, name string) (*tree.Tree, content.CID, error) {
+	m, err := New(Config{File: file, Now: time.Now, Log: slog.New(slog.DiscardHandler), Open: func(_ context.Context, name string) (*tree.Tree, pack.Head, error) {
 		if of == nil || name != "debian" {
-			return nil, content.CID{}, fmt.Errorf("%q: %w", name, content.ErrNotFound)
+			return nil, pack.Head{}, fmt.Errorf("%q: %w", name, content.ErrNotFound)
 		}
-		return of, content.Sum([]byte(name)), nil
+		return of, headOf(name), nil
 	}})
 	must(t, err)
 	return m
@@ -266,10 +272,10 @@ func TestKilledWhileItMounts(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("words"), 0o644))
 	of, seen := planted(t, src), ""
 	m := newMounts(t, file, of)
-	m.cfg.Open = func(context.Context, string) (*tree.Tree, content.CID, error) { // a crash here leaves this
+	m.cfg.Open = func(context.Context, string) (*tree.Tree, pack.Head, error) { // a crash here leaves this
 		b, err := os.ReadFile(file)
 		seen = string(b)
-		return of, content.CID{}, err
+		return of, headOf("debian"), err
 	}
 	_, err := m.Mount(t.Context(), "debian", dir)
 	must(t, err, m.Unmount(t.Context(), dir), os.WriteFile(file, []byte(seen), 0o600))

@@ -1,6 +1,7 @@
 package records
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,44 +19,39 @@ import (
 
 // What a record names may be garbage by the time that it is written: whoever writes one may have slept since it
 // was known to be there. So each commit of a record that begins to name something has that stay, see package
-// garbage: unless the store's own clock says that too little time has passed for anything to have become of it.
-// No clock of a node tells, as one that was suspended has none that does.
+// garbage. Two things alone need no look: what the record that is replaced has named, and what was put just before, by
+// the store's own clock. That another record names the same is not enough: it may go while a mark is under way that has
+// passed this one. No clock of a node tells anything, as one that was suspended has none that does.
 //
 // What is not seen to be there yet is noted with the record on disk: after a crash the next commit over it begins
 // anew, and takes nothing of what it replaces for granted.
 
-// sightsMax is how many records of a root are looked at for one that was just seen: there are few, as a rule.
-const sightsMax = 32
-
 // added is what a record names that the one before it did not.
 type added struct {
-	id       string // of the name
 	head     *pack.Head
 	segments []content.SegmentRef
-	root     content.CID
-	from     content.Ref
-	kept     *pack.Head // of what was there before
+	kept     *pack.Head // of what was there before, if all that is referred to in its packs is of that
 	doubted  bool       // so that nothing of that is taken for granted
 }
 
 // adds is what e names beyond what it replaces, if that is a record. Segments of a volume's own journal are not
 // among that: what lies behind its record is never garbage.
 func (n *Names) adds(e trust.Envelope, base *catalog.Record) (x added, err error) {
-	d, err := catalog.Describe(n.cfg.Codec, e)
+	d, err := n.keeping(e)
 	if err != nil || e.Tombstone {
 		return x, err
 	}
 	var was catalog.Content
-	if x.id = key(e.Kind, e.Name); base != nil {
-		if was, err = catalog.Describe(n.cfg.Codec, base.Envelope); err != nil {
-			was, err = catalog.Content{}, nil // it names nothing that can be told
-		}
+	if base != nil {
+		was, _ = n.keeping(base.Envelope) // one that says nothing that can be told names nothing
 		n.mu.Lock()
-		said := n.entry(x.id).said
+		said := n.entry(key(e.Kind, e.Name)).said
 		n.mu.Unlock()
 		x.doubted = said != nil && said.Commit == base.Commit && said.unproved
 	}
-	x.root, x.from, x.kept = d.Root, d.From, was.Head
+	if e.Kind == content.KindVolume && len(d.Lineage) > 0 && d.Lineage[0] == was.Root { // a fold
+		x.kept = was.Head
+	}
 	if d.Head != nil && (x.doubted || !isSame(d.Head, was.Head)) {
 		x.head = d.Head
 	}
@@ -67,6 +63,13 @@ func (n *Names) adds(e trust.Envelope, base *catalog.Record) (x added, err error
 	return x, nil
 }
 
+// keeping is what a record keeps at the origin.
+func (n *Names) keeping(e trust.Envelope) (catalog.Content, error) {
+	d, err := catalog.Describe(n.cfg.Codec, e)
+	d.Head = cmp.Or(d.Head, d.Leased)
+	return d, err
+}
+
 func (x added) isNothing() bool { return x.head == nil && len(x.segments) == 0 }
 
 // isSame reports whether two heads are of the same objects; a volume's has its farm's scope.
@@ -75,31 +78,9 @@ func isSame(a, b *pack.Head) bool {
 }
 
 // isSure reports whether nothing can have become of what a record names, which landed at a time by the store's
-// clock: since is from when on that is known to be there, zero for not known. Another record that names the same,
-// and was seen then, is as good.
-func (n *Names) isSure(x added, since, landed time.Time) bool {
-	if x.isNothing() {
-		return true
-	}
-	if x.doubted || landed.IsZero() {
-		return false
-	}
-	if !since.IsZero() && landed.Sub(since) <= garbage.SureFor {
-		return true
-	}
-	ids := []string{key(x.from.Kind, x.from.RecordName())}
-	for _, scope := range []content.Scope{content.Public(), content.Mesh(), content.Farm(n.farm())} {
-		if x.head != nil {
-			ids = append(ids, n.index.linked(rootKey{x.root, scope}.link(), sightsMax)...)
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.ContainsFunc(ids, func(id string) bool {
-		k := n.entry(id).said
-		return id != x.id && k != nil && !k.Tombstone && !k.unproved && !k.Now.IsZero() && landed.Sub(k.Now) <= garbage.SureFor &&
-			(x.head == nil || isSame(x.head, k.Head)) && !slices.ContainsFunc(x.segments, func(s content.SegmentRef) bool { return !slices.Contains(k.Segments, s) })
-	})
+// clock: since is from when on that was put, zero for not known.
+func (x added) isSure(since, landed time.Time) bool {
+	return x.isNothing() || !x.doubted && !since.IsZero() && !landed.IsZero() && landed.Sub(since) <= garbage.SureFor
 }
 
 // commitAtOrigin is Commit by a catalog.
@@ -113,7 +94,7 @@ func (n *Names) commitAtOrigin(ctx context.Context, c *catalog.Catalog, ch catal
 	if err != nil {
 		return r, err
 	}
-	sure := n.isSure(x, ch.Since, r.Now)
+	sure := x.isSure(ch.Since, r.Now)
 	if err := n.wrote(r, asked, sure); err != nil || sure {
 		return r, err
 	}
@@ -152,9 +133,8 @@ func (n *Names) wrote(r catalog.Record, asked time.Time, proved bool) error {
 // takeBack writes what was there before over a record that names what is gone.
 func (n *Names) takeBack(ctx context.Context, c *catalog.Catalog, base *catalog.Record, r catalog.Record) error {
 	back := catalog.Change{Kind: r.Kind, Name: r.Name, Farm: r.Farm, Base: &r, Delete: true}
-	var since time.Time
 	if base != nil && !base.Tombstone {
-		back.Kind, back.Farm, back.Body, back.Delete, since = base.Kind, base.Farm, base.Body, false, base.Now
+		back.Kind, back.Farm, back.Body, back.Delete = base.Kind, base.Farm, base.Body, false
 	}
 	asked := n.cfg.Now()
 	w, err := c.Commit(ctx, back)
@@ -162,32 +142,28 @@ func (n *Names) takeBack(ctx context.Context, c *catalog.Catalog, base *catalog.
 		return fmt.Errorf("take that back: %w", err)
 	}
 	x, err := n.adds(w.Envelope, nil)
-	x.kept = x.head
-	sure := err == nil && n.isSure(x, since, w.Now)
-	if !sure && err == nil { // for a moment no record has named it
-		var lost []string
-		if lost, err = x.secure(ctx, c.Bucket()); len(lost) > 0 {
-			n.cfg.Log.Error("what a record named before is gone too", "kind", w.Kind, "name", w.Name, "objects", lost)
-		}
-		sure = err == nil && len(lost) == 0
+	var lost []string
+	if err == nil && !x.isNothing() { // for a moment no record has named it
+		lost, err = x.secure(ctx, c.Bucket())
 	}
-	return errors.Join(err, n.wrote(w, asked, sure))
+	if len(lost) > 0 {
+		n.cfg.Log.Error("what a record named before is gone too", "kind", w.Kind, "name", w.Name, "objects", lost)
+	}
+	return errors.Join(err, n.wrote(w, asked, err == nil && len(lost) == 0))
 }
 
-// submitAtOrigin writes a record for a member. Only that can take it back, so what it names has to stay before it is
-// written.
+// submitAtOrigin writes a record for a member. Only that can take it back, so what it names is seen to be there before
+// it is written, too.
 func (n *Names) submitAtOrigin(ctx context.Context, c *catalog.Catalog, e trust.Envelope, s Submission) (catalog.Record, error) {
 	var base *catalog.Record
-	now, err := c.Get(ctx, e.Kind, e.Name)
-	if err == nil && now.ETag == s.ETag {
+	if now, err := c.Get(ctx, e.Kind, e.Name); err == nil && now.ETag == s.ETag {
 		base = &now
 	}
 	x, err := n.adds(e, base)
-	if err != nil || x.isNothing() || now.Commit == e.Commit {
-		return c.Submit(ctx, s.Sealed, s.ETag)
-	}
-	// as in commitAtOrigin, with what is known just before
 	secure := func() error {
+		if err != nil || x.isNothing() {
+			return err
+		}
 		lost, err := x.secure(ctx, c.Bucket())
 		if err == nil && len(lost) > 0 {
 			err = &catalog.GoneError{Kind: e.Kind, Name: e.Name, Keys: lost}
@@ -198,7 +174,7 @@ func (n *Names) submitAtOrigin(ctx context.Context, c *catalog.Catalog, e trust.
 		return catalog.Record{}, err
 	}
 	r, err := c.Submit(ctx, s.Sealed, s.ETag)
-	if x.doubted = false; err == nil && !n.isSure(x, now.Now, r.Now) {
+	if err == nil {
 		err = secure()
 	}
 	return r, err
@@ -232,7 +208,10 @@ func (x added) secure(ctx context.Context, at bucket.Bucket) (lost []string, err
 			lost = append(lost, s.TailKey())
 		}
 	}
-	more, err := garbage.Secure(ctx, at, keys, x.keeps(ctx, at))
+	kept := x.keeps(ctx, at)
+	more, err := garbage.Secure(ctx, at, keys, func(key string) bool {
+		return kept(key) || x.head != nil && garbage.Follows(ctx, at, *x.head)(key)
+	})
 	return append(lost, more...), err
 }
 

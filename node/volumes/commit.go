@@ -124,6 +124,10 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 		return err
 	}
 	r, err := v.records().Register(ctx, e.Name, gone, e.Volume)
+	if errors.Is(err, content.Gone) { // the record was deleted again, and that it was is nobody's word on the volume
+		_, bad := v.index.Change(name, func(e *index.Entry) { e.Tried = nil })
+		return errors.Join(err, bad)
+	}
 	var taken *catalog.TakenError
 	if errors.As(err, &taken) {
 		body, _ = catalog.DecodeVolume(v.codec, taken.Current.Body) // what can't be read is another's
@@ -140,7 +144,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
 	if body.ID != e.ID {
 		e.Epoch = max(e.Epoch, r.Version+1) // it may have been registered, taken over, and removed
-		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+		return v.rename(e, v.index.FreeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
 	}
 	mine := body.Holder == v.cfg.Self && slices.Contains(e.Tried, right.StampOf(body))
 	if !mine { // it was registered, and is another's by now: the next look at its record finds that
@@ -157,15 +161,6 @@ func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volum
 		a.mu.Unlock()
 	}
 	return err
-}
-
-// freeName is a name that no volume here has, the given one if it is free.
-func (v *Volumes) freeName(name string) string {
-	for n, free := 2, name; ; n, free = n+1, fmt.Sprintf("%s-%d", name, n) {
-		if _, taken := v.index.Get(free); !taken {
-			return free
-		}
-	}
 }
 
 // rename gives a volume a name that is free.

@@ -243,6 +243,9 @@ func (v *Volumes) each(f func(name string, d *attached)) {
 	_ = group.Wait() // none fails
 }
 
+// Index is of what is on this node's disk.
+func (v *Volumes) Index() *index.Index { return v.index }
+
 // Count returns how many volumes are attached.
 func (v *Volumes) Count() (n int) {
 	for range v.devices {

@@ -202,9 +202,9 @@ type Change struct {
 	// Delete writes a tombstone. It needs a Base.
 	Delete bool
 
-	// What follows is for who sees to it that all stays that the record names, see records.Names. Since is from when on,
-	// by the store's clock, what Base does not name is known to be there; zero is for not known. Damaged has the record
-	// stay though some of that is gone.
+	// What follows is for who sees to it that all stays that the record names, see records.Names. Since is when the first
+	// of what Base does not name was put, if all of that was by who commits, by the store's clock; zero is for not known.
+	// Damaged has the record stay though some of what it names is gone.
 	Since   time.Time
 	Damaged bool
 }

@@ -123,8 +123,8 @@ type Content struct {
 	// Segments are those that it names, and Volume whose record it is, zero for none.
 	Segments []content.SegmentRef
 	Volume   content.VolumeID
-	// From is what it was made of, if that has a record that may name the same; it may be the zero Ref.
-	From content.Ref
+	// Leased is the head of a lease, which keeps its content and stands for nothing.
+	Leased *pack.Head
 	// Target is the image that a tag was set on.
 	Target string
 	// Scope says who may read the record: a deleted name's tombstone those of the farm
@@ -174,7 +174,13 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		if err != nil {
 			return d, err
 		}
-		d.Head, d.Lineage, d.Segments, d.Volume, d.From = body.Head, body.Lineage, body.Segments, body.ID, body.From
+		d.Head, d.Lineage, d.Segments, d.Volume = body.Head, body.Lineage, body.Segments, body.ID
+	case content.KindLease:
+		body, err := DecodeLease(c, e.Body)
+		if err != nil {
+			return d, err
+		}
+		d.Leased, d.Segments = body.Head, body.Segments
 	case content.KindInstance:
 		body, err := DecodeInstance(c, e.Body)
 		if err != nil {
@@ -186,7 +192,7 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		if err != nil {
 			return d, err
 		}
-		d.Head, d.Lineage, d.Segments, d.From = body.Head, body.Lineage, body.Segments, content.Ref{Kind: content.KindVolume, Name: body.Volume}
+		d.Head, d.Lineage, d.Segments = body.Head, body.Lineage, body.Segments
 	}
 	if d.Head == nil {
 		return d, nil

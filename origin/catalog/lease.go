@@ -35,8 +35,11 @@ type leaseWire struct {
 
 // LeaseName is the name of a member's lease of something: all of a member's begin alike.
 func LeaseName(holder trust.PublicKey, what content.CID) string {
-	return fmt.Sprintf("%x-%x", holder[:16], what[:16])
+	return fmt.Sprintf("%s%x", LeaseNames(holder), what[:16])
 }
+
+// LeaseNames is what the names of all of a member's leases begin with.
+func LeaseNames(holder trust.PublicKey) string { return fmt.Sprintf("%x-", holder[:16]) }
 
 // Encode returns the body's canonical CBOR. What no lease may have is ErrInvalid.
 func (l Lease) Encode(c *content.Codec) ([]byte, error) {

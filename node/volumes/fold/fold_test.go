@@ -8,7 +8,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -19,7 +18,9 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/simulations/mem"
+	"github.com/grangemesh/grange/simulations/swept"
 )
 
 // TestSegmentsThenChunks: what is written goes to the bucket as a segment, and as chunks
@@ -218,47 +219,97 @@ func TestAKeyThatIsTakenByOtherBytes(t *testing.T) {
 	w.whole()
 }
 
-// TestPacksThatAreGoneAreWrittenAgain: a fold is held up for so long that what it stored
-// is collected before its record names it.
+// TestPacksThatAreGoneAreWrittenAgain: a fold is held up for so long that what it stored, or what it builds on, is
+// collected before its record names it, or is about to be. The node's own clock may say nothing of that; the write of the
+// record may fail too, applied or not.
 func TestPacksThatAreGoneAreWrittenAgain(t *testing.T) {
-	for _, old := range []bool{false, true} {
-		t.Run(fmt.Sprintf("old ones %t", old), func(t *testing.T) {
-			w := newWorld(t)
-			for i := range int64(64) {
-				w.write(i*16, byte(i+1))
-			}
-			if err := w.fold().Run(t.Context(), Chunks); err != nil {
-				t.Fatal(err)
-			}
-			before := w.store.Keys("packs/")
-			w.write(5, 77)
-			done := false
-			w.at = func(s Step) error {
-				if s != StepPacked || done {
-					return nil
-				}
-				done = true
-				w.pass(48 * time.Hour)
-				gone := w.store.Keys("packs/")
-				if !old {
-					gone = slices.DeleteFunc(gone, func(k string) bool { return slices.Contains(before, k) })
-				} else {
-					w.journal.source = whole{w.disk} // as a cache would
-					gone = before
-				}
-				for _, key := range gone {
-					if err := w.store.Delete(t.Context(), key); err != nil {
-						return err
-					}
-				}
-				return nil
-			}
-			if err := w.fold().Run(t.Context(), Chunks); err != nil {
-				t.Fatal(err)
-			}
-			w.whole()
-		})
+	sweeps := map[string]func(*testing.T, *world, ...string){
+		"collected": func(t *testing.T, w *world, keys ...string) { swept.Collect(t, w.store, keys...) },
+		"condemned": func(t *testing.T, w *world, keys ...string) { swept.Tombstone(t, w.store, true, keys...) },
 	}
+	faults := map[string]mem.Fault{"": {}, "not applied": {Err: bucket.ErrUnknown}, "applied": {Err: bucket.ErrUnknown, Applied: true}}
+	for how, sweep := range sweeps {
+		for name, fault := range faults {
+			for _, old := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s %s old ones %t", how, name, old), func(t *testing.T) { sweepWithin(t, sweep, fault, old) })
+			}
+		}
+	}
+}
+
+func sweepWithin(t *testing.T, sweep func(*testing.T, *world, ...string), fault mem.Fault, old bool) {
+	w := newWorld(t)
+	for i := range int64(64) {
+		w.write(i*16, byte(i+1))
+	}
+	if err := w.fold().Run(t.Context(), Chunks); err != nil {
+		t.Fatal(err)
+	}
+	before := w.store.Keys("packs/")
+	w.write(5, 77)
+	done := false
+	w.at = func(s Step) error {
+		if s != StepPacked || done {
+			return nil
+		}
+		done = true
+		w.pass(48 * time.Hour)
+		keys := before
+		if !old {
+			keys = swept.Packs(t, w.store, before...)
+		} else {
+			w.journal.source = whole{w.disk} // as a cache would
+		}
+		sweep(t, w, keys...)
+		w.failing(func(c mem.Call) mem.Fault {
+			if c.Op != mem.Put || !strings.HasPrefix(c.Key, "records/") {
+				return mem.Fault{}
+			}
+			w.fault = nil
+			return fault
+		})
+		return nil
+	}
+	if err := w.fold().Run(t.Context(), Chunks); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range w.store.Keys("garbage/") { // what is condemned goes, however late
+		w.at = nil
+		for _, gone := range swept.Condemned(t, w.store, key) {
+			if err := w.store.Delete(t.Context(), gone); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.whole()
+}
+
+// TestWhatIsNamedStaysWhileAFoldSleeps: between the record and the cut all else may go.
+func TestWhatIsNamedStaysWhileAFoldSleeps(t *testing.T) {
+	w := newWorld(t)
+	w.write(3, 3)
+	w.at = func(s Step) error {
+		if s == StepFolded {
+			w.pass(30 * 24 * time.Hour)
+			m, err := pack.NewReader(w.store).ReadManifest(t.Context(), *w.record().Head)
+			if err != nil {
+				return err
+			}
+			named := []string{}
+			for _, p := range m.Packs {
+				named = append(named, p.ID.Key())
+			}
+			swept.Collect(t, w.store, swept.Packs(t, w.store, named...)...)
+		}
+		return nil
+	}
+	for range 3 {
+		w.write(5, 77)
+		if err := w.fold().Run(t.Context(), Chunks); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.whole()
 }
 
 // TestWhatSnapshotsMayNameStays: segments that begin before Shared are never deleted.

@@ -314,6 +314,15 @@ func (x *Index) Sorted() []Entry {
 	return out
 }
 
+// FreeName is a name that no volume here has, the given one if it is free.
+func (x *Index) FreeName(name string) string {
+	for n, free := 2, name; ; n, free = n+1, fmt.Sprintf("%s-%d", name, n) {
+		if _, taken := x.Get(free); !taken {
+			return free
+		}
+	}
+}
+
 // Free fails when a volume can't have a name, or there are too many.
 func (x *Index) Free(name string) error {
 	x.mu.RLock()

@@ -103,7 +103,11 @@ func (x Records) PutVolume(ctx context.Context, name string, base *catalog.Recor
 	if err != nil {
 		return catalog.Record{}, err
 	}
-	return x.Registry.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Base: base, Body: b, Since: body.Since})
+	ch := catalog.Change{Kind: content.KindVolume, Name: name, Base: base, Body: b}
+	if base != nil && !base.Tombstone { // of a fork it says nothing: that names more than was put then
+		ch.Since = body.Since
+	}
+	return x.Registry.Commit(ctx, ch)
 }
 
 // Register writes the record of a new volume, over that of the name's last deletion if it had one.
@@ -118,7 +122,7 @@ func (x Records) Register(ctx context.Context, name string, gone catalog.Record,
 func (x Records) PutSnapshot(ctx context.Context, base *catalog.Record, body catalog.Snapshot) error {
 	b, err := body.Encode(x.Codec)
 	if err == nil {
-		_, err = x.Registry.Commit(ctx, catalog.Change{Kind: content.KindSnapshot, Name: body.Ref().RecordName(), Base: base, Body: b, Since: body.Since, Damaged: body.Orphan})
+		_, err = x.Registry.Commit(ctx, catalog.Change{Kind: content.KindSnapshot, Name: body.Ref().RecordName(), Base: base, Body: b, Damaged: body.Orphan})
 	}
 	return err
 }

@@ -163,7 +163,7 @@ type Stats struct {
 	// Packs were uploaded, of UploadedBytes in all, metadata included.
 	Packs         int
 	UploadedBytes uint64
-	// Since is when the first of these was in the bucket, by the store's clock; zero where that is not known.
+	// Since is when the first of these was put, by the store's clock; zero where that is not known.
 	Since time.Time
 }
 
