@@ -197,7 +197,7 @@ func (s source) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	return err
 }
 
-func (d *disk) source(head pack.Head) volume.Source { return source{pack.NewReader(lane{d.p}), head} }
+func (d *disk) source(head pack.Head) volume.Source { return source{pack.NewReader(d.p.store), head} }
 
 // attach opens a disk under a new epoch.
 func (d *disk) attach(ctx context.Context) error {
@@ -229,7 +229,7 @@ func (d *disk) attach(ctx context.Context) error {
 		d.p.s.fault(fmt.Errorf("%s can't open %s: %w", d.p, d.name, err))
 		return err
 	}
-	store := func() (bucket.Bucket, error) { return lane{d.p}, nil }
+	store := func() (bucket.Bucket, error) { return d.p.store, nil }
 	d.line = &fold.Tails{Bucket: store, Dir: func() string { return d.dir }, Ends: d.places, Owned: func(context.Context) error { return nil }}
 	d.folds = fold.New(fold.Config{
 		Journal: d.vol, Bucket: store, Record: d.record, Revise: d.revise, Root: func(_ context.Context, head pack.Head) (volume.Source, error) { return d.source(head), nil },
@@ -287,7 +287,7 @@ func (p *process) create(ctx context.Context, name, policy string, from content.
 	if err := volume.Create(d.dir, d.body.ID); err != nil {
 		return err
 	}
-	in := fold.InBucket(ctx, func() (bucket.Bucket, error) { return lane{p}, nil }, of.Segments)
+	in := fold.InBucket(ctx, func() (bucket.Bucket, error) { return p.store, nil }, of.Segments)
 	if err = journal.Adopt(d.dir, d.body.ID, in, func(string) {}); err == nil {
 		d.mu.Lock()
 		err = d.save()

@@ -84,7 +84,7 @@ func (s *stage) play() {
 
 // actUntilQuiet has some deeds be done, until all is quiet again.
 func (s *stage) actUntilQuiet(left int) {
-	for synctest.Wait(); left > 0 || s.busy() > 0; synctest.Wait() {
+	for s.quiet(); left > 0 || s.busy() > 0; s.quiet() {
 		there := s.there()
 		switch {
 		case len(there) > 0 && left > 0 && (s.busy() == 0 || s.busy() < atOnce && s.chance(8)):
