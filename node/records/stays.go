@@ -210,7 +210,10 @@ func (x added) secure(ctx context.Context, at bucket.Bucket) (lost []string, err
 			lost = append(lost, s.TailKey())
 		}
 	}
-	more, err := garbage.Secure(ctx, at, keys, x.keeps(ctx, at))
+	kept := x.keeps(ctx, at)
+	more, err := garbage.Secure(ctx, at, keys, func(key string) bool {
+		return kept(key) || x.head != nil && garbage.Follows(ctx, at, *x.head)(key)
+	})
 	return append(lost, more...), err
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/garbage/repack"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
@@ -207,47 +208,126 @@ func (b Batch) same(o Batch) bool {
 }
 
 // Secure has all objects of those keys stay that a record names by now, or is about to: it takes them out of the batches
-// that have them, and then looks whether they are there. It returns those that are gone, or go: what they held has to be
-// written anew, and a record that names it committed. Packs that are being repacked count as gone for who begins to refer
-// to frames of theirs, and not for whoever did so before: those are kept lists. It costs a list, a read for each batch,
-// and a list for each hour that the packs are from.
+// that have them, and then looks whether they are there; and the same of packs that took over from some of them. It returns
+// those that are gone, or go: what they held has to be written anew, and a record that names it committed. Packs that are
+// being repacked, or were, count as gone for who begins to refer to frames of theirs, which need not be among those that were
+// kept; and not where kept knows that they are: it is asked last, when what took over is sure to stay. It costs a list, a
+// read for each batch, and a list for each hour that the packs are from.
 func Secure(ctx context.Context, at bucket.Bucket, keys []string, kept func(key string) bool) (lost []string, err error) {
-	named := make(map[string]bool, len(keys))
+	gone, anew := map[string]bool{}, map[string]bool{}
+	asked := make(map[string][]string, len(keys)) // the keys that each key is looked at for
 	for _, key := range keys {
-		named[key] = true
+		asked[key] = []string{key}
 	}
-	condemned := map[string]bool{}
+	for range chainMax + 1 {
+		if len(asked) == 0 {
+			break
+		}
+		f, err := fateOf(ctx, at, asked)
+		if err != nil {
+			return nil, fmt.Errorf("look what the collection of garbage deletes, or is about to: %w", err)
+		}
+		next := map[string][]string{}
+		for key, for_ := range asked {
+			for _, k := range for_ {
+				gone[k] = gone[k] || f.gone[key]
+				anew[k] = anew[k] || f.anew[key] || f.moved[key] != ""
+			}
+			if to := f.moved[key]; to != "" {
+				next[to] = append(next[to], for_...)
+			}
+		}
+		asked = next
+	}
+	for key := range anew {
+		gone[key] = gone[key] || anew[key] && (kept == nil || !kept(key)) // who is asked may read what took over
+	}
+	maps.DeleteFunc(gone, func(_ string, is bool) bool { return !is })
+	return slices.Sorted(maps.Keys(gone)), nil
+}
+
+// Follows returns a kept for Secure that knows, by the map of a root, whether all that this needs of a pack that was written
+// anew is where that went: for who begins to name a root, which others may have named and given up.
+func Follows(ctx context.Context, at bucket.Bucket, h pack.Head) func(key string) bool {
+	reader := pack.NewReader(at)
+	return func(key string) bool {
+		id, err := pack.ParseKey(key)
+		if err != nil {
+			return false
+		}
+		d, err := reader.Taker(ctx, id)
+		if err != nil || d.Pack == id {
+			return false
+		}
+		needs, left, err := repack.Live(ctx, reader, []pack.Head{h}, repack.Group{Packs: []pack.ID{id}})
+		if err != nil || len(left) > 0 {
+			return false
+		}
+		for cid, must := range needs[id] {
+			if _, there := d.Find(cid); must && !there {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// fate is what becomes of some keys.
+type fate struct {
+	gone  map[string]bool
+	anew  map[string]bool   // they are being written anew
+	moved map[string]string // they were, and that has what was kept
+}
+
+// fateOf takes keys out of the batches, and looks what is there.
+func fateOf[V any](ctx context.Context, at bucket.Bucket, named map[string]V) (fate, error) {
+	f := fate{map[string]bool{}, map[string]bool{}, map[string]string{}}
+	has := func(key string) bool { _, is := named[key]; return is }
 	for b, err := range batches(ctx, at) {
 		if err == nil {
-			b, err = b.release(ctx, at, named)
+			b, err = b.release(ctx, at, has)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("look what the collection of garbage is about to delete: %w", err)
-		}
-		if !b.Condemned {
-			continue
+			return f, err
 		}
 		for key := range b.keys() {
-			if named[key] && !(slices.Contains(b.Repack, key) && kept != nil && kept(key)) {
-				condemned[key] = true
+			switch isAnew := slices.Contains(b.Repack, key); {
+			case !b.Condemned || !has(key):
+			case isAnew:
+				f.anew[key] = true
+			default:
+				f.gone[key] = true
 			}
 		}
 	}
-	missing, err := absent(ctx, at, keys)
+	sizes, err := sizesOf(ctx, at, slices.Sorted(maps.Keys(named)))
 	if err != nil {
-		return nil, err
+		return f, err
 	}
-	for _, key := range missing {
-		condemned[key] = true
+	for key := range named {
+		size, there := sizes[key]
+		f.gone[key] = f.gone[key] || !there
+		id, err := pack.ParseKey(key)
+		if err != nil || size != pack.SizeMin {
+			continue
+		}
+		switch footer, err := pack.ReadFooter(ctx, at, id); {
+		case err == nil && footer.Moved() != "":
+			f.moved[key] = footer.Moved().Key()
+		case err != nil && isDamage(err):
+			f.gone[key] = true
+		case err != nil:
+			return f, err
+		}
 	}
-	return slices.Sorted(maps.Keys(condemned)), nil
+	return f, nil
 }
 
 // release takes keys out of a batch, unless it is condemned, and returns it as it is then.
-func (b Batch) release(ctx context.Context, at bucket.Bucket, named map[string]bool) (Batch, error) {
+func (b Batch) release(ctx context.Context, at bucket.Bucket, named func(key string) bool) (Batch, error) {
 	var err error
 	for range secureTries {
-		rest := b.without(func(key string) bool { return named[key] })
+		rest := b.without(named)
 		if b.Condemned || rest.size() == b.size() {
 			return b, nil
 		}
@@ -269,30 +349,26 @@ func (b Batch) release(ctx context.Context, at bucket.Bucket, named map[string]b
 	return b, err
 }
 
-// absent returns those keys under which nothing lies.
-func absent(ctx context.Context, at bucket.Bucket, keys []string) (missing []string, err error) {
-	keys = slices.Compact(slices.Sorted(slices.Values(keys)))
+// sizesOf returns how large the objects are that lie under some rising keys; none for those under which nothing does.
+func sizesOf(ctx context.Context, at bucket.Bucket, keys []string) (map[string]int64, error) {
+	sizes := map[string]int64{}
 	for len(keys) > 0 {
 		prefix := neighbours(keys[0])
-		n := slices.IndexFunc(keys, func(key string) bool { return !strings.HasPrefix(key, prefix) })
-		if n < 0 {
-			n = len(keys)
-		}
-		there := map[string]bool{}
 		for info, err := range at.List(ctx, prefix, "") {
 			if err != nil {
-				return nil, fmt.Errorf("look whether all is there: %w", err)
+				return nil, err
 			}
-			there[info.Key] = true
+			if _, named := slices.BinarySearch(keys, info.Key); named {
+				sizes[info.Key] = info.Size
+			}
 		}
-		for _, key := range keys[:n] {
-			if !there[key] {
-				missing = append(missing, key)
-			}
+		n := slices.IndexFunc(keys, func(key string) bool { return !strings.HasPrefix(key, prefix) })
+		if n < 0 {
+			break
 		}
 		keys = keys[n:]
 	}
-	return missing, nil
+	return sizes, nil
 }
 
 // neighbours is what the keys begin with that one list brings: the packs of an hour, or the journal of a volume.

@@ -140,7 +140,7 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 	}
 	for key := range rest.keys() {
 		o, there := m.object(key)
-		if !there {
+		if !there || b.Condemned && !o.state.is(isLive) && slices.Contains(b.Repack, key) { // which is not written anew, and dies as any other
 			continue
 		}
 		*o.state |= isTombstoned

@@ -102,6 +102,38 @@ func TestEmptiedBatchGoes(t *testing.T) {
 	w.check(t)
 }
 
+// TestDeadWhileWrittenAnew: a pack that a run was about to write anew, or had, when it broke off, and that nobody names any
+// more by the next: it is gone two runs later.
+func TestDeadWhileWrittenAnew(t *testing.T) {
+	w := newWorld(t)
+	w.publish(t, "x", chunks(200, 1000))
+	w.publish(t, "other", chunks(200, 5000))
+	w.publish(t, "x", chunks(60, 1000))
+	if r := w.run(t); r.Marked.Objects != 1 {
+		t.Fatalf("a pack is to be written anew: %+v", r)
+	}
+	w.later(past)
+	w.breaks(func(c mem.Call) mem.Fault {
+		if c.Op == mem.Delete && strings.HasPrefix(c.Key, string(content.KeyGarbage)) {
+			return mem.Fault{Err: content.ErrUnavailable}
+		}
+		return mem.Fault{}
+	})
+	if r, err := Run(t.Context(), w.config()); err == nil || r.Repacked.Objects != 1 {
+		t.Fatalf("it breaks off: %+v, %v", r, err)
+	}
+	w.breaks(nil)
+	w.remove(t, "x")
+	for range 2 {
+		w.later(past)
+		w.run(t)
+	}
+	w.check(t)
+	if now := w.keys(t, string(content.KeyPacks)); len(now) != 1 {
+		t.Fatalf("there are %v", now)
+	}
+}
+
 // TestCommitBesideARun: at each request of the run that deletes, an importer commits what finds the dead pack in the index.
 // It keeps it, or is told that it is lost.
 func TestCommitBesideARun(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 
 // records are all that there are, as they are.
 func (s *stage) records() (out []garbage.Record) {
-	for r, err := range (garbage.Source{Bucket: s.at, Verifier: s.check, Now: s.now}).Records(context.Background()) {
+	for r, err := range (garbage.Source{Bucket: s.store, Verifier: s.check, Now: s.now}).Records(context.Background()) {
 		if err != nil {
 			s.fault(err)
 			break
@@ -47,12 +47,12 @@ func (s *stage) whole(when string, all bool) {
 func (s *stage) readable(r garbage.Record) error {
 	ctx := context.Background()
 	if r.Head != nil {
-		report, err := verify.Image(ctx, pack.NewReader(s.at), *r.Head, nil)
+		report, err := verify.Image(ctx, pack.NewReader(s.store), *r.Head, nil)
 		if err = errors.Join(err, report.Err()); err != nil {
 			return err
 		}
 	}
-	for _, x := range fold.InBucket(ctx, func() (bucket.Bucket, error) { return s.at, nil }, r.Segments) {
+	for _, x := range fold.InBucket(ctx, func() (bucket.Bucket, error) { return s.store, nil }, r.Segments) {
 		o, err := x.Open()
 		if err != nil {
 			return fmt.Errorf("segment %s: %w", x.Ref.Key(), err)
@@ -76,7 +76,7 @@ func (s *stage) dead() (out []string) {
 	name := func(id pack.ID) {
 		for range 10 {
 			named[id.Key()] = true
-			f, err := pack.ReadFooter(ctx, s.at, id)
+			f, err := pack.ReadFooter(ctx, s.store, id)
 			if err != nil || f.Moved() == "" {
 				break
 			}
@@ -95,7 +95,7 @@ func (s *stage) dead() (out []string) {
 		if r.Head == nil {
 			continue
 		}
-		m, err := pack.NewReader(s.at).ReadManifest(ctx, *r.Head)
+		m, err := pack.NewReader(s.store).ReadManifest(ctx, *r.Head)
 		if err != nil {
 			s.fault(fmt.Errorf("%s: %w", r.Label(), err))
 		}
@@ -104,7 +104,7 @@ func (s *stage) dead() (out []string) {
 		}
 		name(r.Head.Manifest.Pack)
 	}
-	for info, err := range s.at.List(ctx, "", "") {
+	for info, err := range s.store.List(ctx, "", "") {
 		if err != nil {
 			s.fault(err)
 			break
@@ -118,14 +118,30 @@ func (s *stage) dead() (out []string) {
 	return out
 }
 
-// batches are the keys of those that are left.
-func (s *stage) batches() (out []string) {
-	for info, err := range s.at.List(context.Background(), string(content.KeyGarbage), "") {
+// tombstones are the keys that batches are about to delete. Packs that may pay to be written anew are looked at again and
+// again.
+func (s *stage) tombstones() (out []string) {
+	ctx := context.Background()
+	for info, err := range s.store.List(ctx, string(content.KeyGarbage), "") {
+		var b []byte
+		if err == nil {
+			b, _, err = bucket.ReadAll(ctx, s.store, info.Key, 1<<20)
+		}
+		var said struct {
+			Delete []string `cbor:"delete"`
+			Repack []string `cbor:"repack"`
+		}
+		if err == nil {
+			err = s.codec.Unmarshal(b, &said)
+		}
 		if err != nil {
-			s.fault(err)
+			s.fault(fmt.Errorf("batch %s: %w", info.Key, err))
 			break
 		}
-		out = append(out, info.Key)
+		if len(said.Delete)+len(said.Repack) == 0 {
+			s.fault(fmt.Errorf("batch %s has nothing", info.Key))
+		}
+		out = append(out, said.Delete...)
 	}
 	return out
 }

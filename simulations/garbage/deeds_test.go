@@ -58,7 +58,8 @@ type deed struct {
 
 func deeds() []deed {
 	return []deed{
-		{6, publish}, {3, plant}, {3, tag}, {4, remove}, {3, stow}, {2, lend}, {8, collect},
+		{6, publish}, {3, plant}, {3, tag}, {4, remove}, {3, stow}, {2, lend}, {9, collect},
+		{7, folds}, {3, snapshots}, {2, unsnaps}, {1, purges}, {3, forks},
 	}
 }
 
@@ -245,12 +246,10 @@ func (p *process) lend(ctx context.Context, name string, wait time.Duration) err
 	if err != nil {
 		return err
 	}
-	reader := pack.NewReader(lane{p})
+	reader := pack.NewReader(p.store)
 	for _, d := range []time.Duration{0, wait} {
-		select {
-		case <-time.After(d):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := p.s.wait(ctx, d); err != nil {
+			return err
 		}
 		report, err := verify.Image(ctx, reader, *k.Head, nil)
 		if err != nil {
@@ -275,7 +274,7 @@ func collect(s *stage, p *process) (string, func(context.Context) error) {
 
 func (p *process) collect(ctx context.Context, waste float64) error {
 	r, err := garbage.Run(ctx, garbage.Config{
-		Source: garbage.Source{Bucket: lane{p}, Verifier: p.s.check, Now: p.now}, Signer: p.signer, Grace: grace, Yes: true, Waste: waste,
+		Source: garbage.Source{Bucket: p.store, Verifier: p.s.check, Now: p.now}, Signer: p.signer, Grace: grace, Yes: true, Waste: waste,
 	})
 	p.s.note("%s: epoch %d: marked %d, deleted %d, repacked %d, waiting %d, broken %v", p, r.Epoch, r.Marked.Objects, r.Deleted.Objects, r.Repacked.Objects, r.Waiting.Objects, r.Broken)
 	return err

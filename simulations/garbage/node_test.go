@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -47,6 +46,7 @@ type process struct {
 	dead   bool // guarded by the stage's mu, as is
 	acting int
 
+	store   bucket.Bucket
 	cache   *cache.Cache
 	work    *operations.Operations
 	names   *records.Names
@@ -58,7 +58,7 @@ type process struct {
 
 func (p *process) String() string { return fmt.Sprintf("node%d.%d", p.at, p.life) }
 
-func (n *node) now() time.Time { return time.Now().Add(n.off) }
+func (n *node) now() time.Time { return n.s.now().Add(n.off) }
 
 // join adds a node whose clock is off.
 func (s *stage) join(off time.Duration) {
@@ -99,7 +99,11 @@ func (n *node) begin() {
 }
 
 func (p *process) build() (err error) {
-	quiet, verifier, store := slog.New(slog.DiscardHandler), trust.NewVerifier(p.s.trust.Key.Public()), lane{p}
+	quiet, verifier, store := slog.New(slog.DiscardHandler), trust.NewVerifier(p.s.trust.Key.Public()), bucket.Bucket(lane{p})
+	if p.s.again != nil {
+		store = bucket.Retry(store, *p.s.again)
+	}
+	p.store = store
 	for _, name := range []string{images.TempDir, "disks", "files"} {
 		if err := os.MkdirAll(filepath.Join(p.dir, name), 0o700); err != nil {
 			return err
@@ -157,7 +161,7 @@ func (p *process) close() {
 // kill ends a node as kill -9 does: what is on its disk is what was there, and of its requests some get through.
 func (n *node) kill() {
 	s, p := n.s, n.p
-	synctest.Wait()
+	s.quiet()
 	left := s.folder()
 	if err := os.CopyFS(left, os.DirFS(n.dir)); err != nil {
 		s.fault(err)
@@ -178,7 +182,7 @@ func (n *node) kill() {
 	}
 	p.end(errAway)
 	_ = p.work.Close(context.Background())
-	for synctest.Wait(); ; synctest.Wait() {
+	for s.quiet(); ; s.quiet() {
 		s.mu.Lock()
 		acting := p.acting
 		s.mu.Unlock()
@@ -257,8 +261,9 @@ func (x registry) Snapshots(ctx context.Context, volume string) []catalog.Record
 	return x.list(ctx, content.KindSnapshot, volume+"@")
 }
 
-func (x registry) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	return x.p.commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: farm, Base: base, Body: body})
+func (x registry) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	ch.Farm = farm
+	return x.p.commit(ctx, ch)
 }
 
 func (x registry) Delete(ctx context.Context, base catalog.Record) error {

@@ -84,7 +84,7 @@ func (s *stage) play() {
 
 // actUntilQuiet has some deeds be done, until all is quiet again.
 func (s *stage) actUntilQuiet(left int) {
-	for synctest.Wait(); left > 0 || s.busy() > 0; synctest.Wait() {
+	for s.quiet(); left > 0 || s.busy() > 0; s.quiet() {
 		there := s.there()
 		switch {
 		case len(there) > 0 && left > 0 && (s.busy() == 0 || s.busy() < atOnce && s.chance(8)):
@@ -140,12 +140,17 @@ func (s *stage) finish() {
 
 // mend has what was committed and never acknowledged be done once more, as whoever was told would.
 func (s *stage) mend() {
-	p := s.nodes[0].p
 	for _, r := range s.records() {
-		if s.acked[r.Envelope.Commit] {
+		if s.acked[r.Envelope.Commit] || r.Kind == content.KindCollection {
 			continue
 		}
-		s.calm(s.nodes[0].p, "mend "+r.Label(), func(ctx context.Context) error { return s.mended(ctx, p, r.Kind, r.Name) })
+		p := s.nodes[0].p
+		for _, n := range s.nodes {
+			if r.Kind == content.KindVolume && n.signer.Key.Public() == r.Envelope.Signer.Key {
+				p = n.p
+			}
+		}
+		s.calm(p, "mend "+r.Label(), func(ctx context.Context) error { return s.mended(ctx, p, r.Kind, r.Name) })
 	}
 }
 
@@ -176,9 +181,9 @@ func (s *stage) gone() {
 			s.fault(fmt.Errorf("two runs after it was dead %s is still there", key))
 		}
 	}
-	for n := 0; len(s.batches()) > 0 || len(s.dead()) > 0; n++ {
+	for n := 0; len(s.tombstones()) > 0 || len(s.dead()) > 0; n++ {
 		if n == endings {
-			s.fault(fmt.Errorf("after %d more runs there are batches %v and dead %v", n, s.batches(), s.dead()))
+			s.fault(fmt.Errorf("after %d more runs there are tombstones of %v, and dead %v", n, s.tombstones(), s.dead()))
 			return
 		}
 		run()
@@ -194,6 +199,11 @@ func (s *stage) mended(ctx context.Context, p *process, kind content.Kind, name 
 		return p.publish(ctx, name, []int{1, 2})
 	case content.KindTree, content.KindTag:
 		_, err := p.images.Remove(ctx, name)
+		return err
+	case content.KindVolume:
+		return p.mendVolume(ctx, name)
+	case content.KindSnapshot:
+		_, err := p.volumes.RemoveSnapshot(ctx, name, content.VolumeID{})
 		return err
 	case content.KindLease:
 		k, err := p.names.Lookup(ctx, kind, name, true)

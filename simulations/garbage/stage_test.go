@@ -32,16 +32,21 @@ type stage struct {
 	t      *testing.T
 	random *rand.Rand // the director's alone
 	root   string     // folders are made in there
-	store  *mem.Bucket
-	at     bucket.Bucket // the same, for who looks
+	store  bucket.Bucket
+	ahead  func() time.Duration // of the store's clock and all nodes'
+	wait   func(context.Context, time.Duration) error
+	quiet  func() // returns when all that is under way waits for the director, or for time
 	codec  *content.Codec
 	mesh   trust.Signer // an admin of it
 	check  *trust.Verifier
 	trust  trust.Signer // the mesh itself
 	nodes  []*node
 	faults faults
+	deeds  sync.WaitGroup
+	again  *bucket.RetryConfig // how often nodes send a request; nil is once
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex           // guards what follows
+	fate    func(mem.Op) verdict // nil where the director says
 	waiting []*request
 	late    []func()
 	acting  int // deeds under way
@@ -73,10 +78,26 @@ const (
 	later          // applied at some time, and the reply lost
 )
 
+// newStage is for a bubble: its store is in memory, and has the bubble's time.
 func newStage(t *testing.T, root string, seed uint64) *stage {
-	s := &stage{t: t, root: root, random: rand.New(rand.NewPCG(seed, 7)), codec: content.NewCodec(), acked: map[trust.Commit]bool{}}
+	s := &stage{
+		t: t, root: root, random: rand.New(rand.NewPCG(seed, 7)), codec: content.NewCodec(), acked: map[trust.Commit]bool{},
+		ahead: func() time.Duration { return 0 }, quiet: synctest.Wait,
+	}
+	s.wait = func(ctx context.Context, d time.Duration) error {
+		select {
+		case <-time.After(d):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	s.store = mem.New(misuse{s}, mem.Config{MayReadDeleted: true})
-	s.at = s.store
+	return s.found()
+}
+
+// found makes the mesh, at a store that is new.
+func (s *stage) found() *stage {
 	key := trust.NewPrivateKey()
 	s.trust = trust.Signer{Key: key}
 	s.check = trust.NewVerifier(key.Public())
@@ -90,7 +111,7 @@ func newStage(t *testing.T, root string, seed uint64) *stage {
 // member is an admin of the one farm, so that it may sign all that there is.
 func (s *stage) member() trust.Signer {
 	key := trust.NewPrivateKey()
-	chain, err := s.trust.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: farm}, time.Now().Add(-2*time.Hour))
+	chain, err := s.trust.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: farm}, s.now().Add(-2*time.Hour))
 	if err != nil {
 		s.fault(err)
 	}
@@ -120,7 +141,7 @@ func (s *stage) failed() error {
 
 // note is a line of the story.
 func (s *stage) note(format string, args ...any) {
-	at := time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).Round(time.Second)
+	at := s.now().Sub(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).Round(time.Second)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.story = append(s.story, fmt.Sprintf("%9s  ", at)+fmt.Sprintf(format, args...))
@@ -132,7 +153,7 @@ func (s *stage) told() string {
 	return strings.Join(s.story, "\n")
 }
 
-func (s *stage) now() time.Time { return time.Now() }
+func (s *stage) now() time.Time { return time.Now().Add(s.ahead()) }
 
 // chance is true once in n.
 func (s *stage) chance(n int) bool { return s.random.IntN(n) == 0 }
@@ -140,7 +161,7 @@ func (s *stage) chance(n int) bool { return s.random.IntN(n) == 0 }
 // pass lets time pass; what waits for it goes on meanwhile.
 func (s *stage) pass(d time.Duration) {
 	if d > 0 {
-		<-time.After(d)
+		_ = s.wait(context.Background(), d)
 	}
 }
 
@@ -239,11 +260,15 @@ func (l lane) ask(ctx context.Context, op mem.Op, key string) (verdict, error) {
 	s := l.p.s
 	r := &request{l.p, string(op) + " " + key, make(chan verdict, 1)}
 	s.mu.Lock()
-	if l.p.dead {
+	switch {
+	case l.p.dead:
 		s.mu.Unlock()
 		return fails, errAway
+	case s.fate != nil:
+		r.go_ <- s.fate(op)
+	default:
+		s.waiting = append(s.waiting, r)
 	}
-	s.waiting = append(s.waiting, r)
 	s.mu.Unlock()
 	select {
 	case v := <-r.go_:
@@ -355,7 +380,7 @@ func (s *stage) begins(p *process, what string, do func(context.Context) error) 
 	s.acting++
 	p.acting++
 	s.mu.Unlock()
-	go func() {
+	s.deeds.Go(func() {
 		err := do(p.ctx)
 		said := "done"
 		if err != nil {
@@ -366,12 +391,12 @@ func (s *stage) begins(p *process, what string, do func(context.Context) error) 
 		defer s.mu.Unlock()
 		s.acting--
 		p.acting--
-	}()
+	})
 }
 
 // drain has all that is under way end.
 func (s *stage) drain(calm bool) {
-	for synctest.Wait(); s.busy() > 0; synctest.Wait() {
+	for s.quiet(); s.busy() > 0; s.quiet() {
 		if len(s.ready()) > 0 {
 			s.let(calm)
 		} else {
