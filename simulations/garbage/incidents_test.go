@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/mem"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // bubble has a test be played by two nodes, at a store that is well.
@@ -79,7 +80,7 @@ func (s *stage) keys(prefix string) (out []string) {
 // its requests, and another member's goes on with what it finds: a batch as it was, one that is condemned, or of which some
 // is deleted. What lives stays, what is dead goes.
 func TestAHalfDoneBatch(t *testing.T) {
-	for at, ended := 0, false; !ended; at += soak3 {
+	for at, ended := 0, false; !ended; at += stride() {
 		bubble(t, func(s *stage, p, other *process) {
 			p.published("a", 1, 2, 3)
 			p.published("a", 1)
@@ -107,8 +108,8 @@ func TestAHalfDoneBatch(t *testing.T) {
 	}
 }
 
-// soak3 is the stride of tests that do something at each request.
-const soak3 = 3
+// stride is that of tests which do something at each request.
+func stride() int { return soak.Of(4, 1) }
 
 // TestAFreshPackWhoseRecordTakesDays is incident 3 (SlateDB #604, #984, #1028, #1035: what a writer had put and no manifest
 // named yet was deleted): an importer stands still between its pack and its record until collections have deleted that. It
@@ -320,4 +321,98 @@ func TestNamesThatMoveBesideMarks(t *testing.T) {
 		}
 		s.whole("after all moves", true)
 	})
+}
+
+// TestACollectionAtEachRequest: whatever a node commits, at any of its requests others collect what is due by then, and once
+// more, a grace later: what it names was dead or mostly dead before. What is acknowledged is whole.
+func TestACollectionAtEachRequest(t *testing.T) {
+	ctx := context.Background()
+	for name, commit := range map[string]func(p *process) error{
+		"publish":       func(p *process) error { return p.publish(ctx, "b", []int{2, 3, 7}) },
+		"publish again": func(p *process) error { return p.publish(ctx, "a", []int{1, 2, 3, 7}) },
+		"stow":          func(p *process) error { return p.stow(ctx, "i", []int{2, 3, 7}) },
+		"lend":          func(p *process) error { return p.lend(ctx, "a", 3*grace) },
+		"tag": func(p *process) error {
+			_, err := p.images.Tag(ctx, "a", "x")
+			if err == nil {
+				p.acks(content.KindTag, "x")
+			}
+			return err
+		},
+		"fold": func(p *process) error {
+			d, err := p.open(ctx, "disk", catalog.PolicyOrigin)
+			if err == nil {
+				err = d.write(ctx, []int64{3, 40, 200}, 9)
+			}
+			if err == nil {
+				err = d.folds.Run(ctx, fold.Chunks)
+			}
+			return err
+		},
+		"fork": func(p *process) error {
+			return p.fork(ctx, "disk2", catalog.PolicyLocal, p.s.named(content.KindVolume)[0])
+		},
+		"snapshot": func(p *process) error {
+			d, err := p.open(ctx, "disk", catalog.PolicyOrigin)
+			if err == nil {
+				err = d.snapshot(ctx)
+			}
+			if err == nil {
+				err = d.folds.Run(ctx, fold.Safe)
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, times := range []int{1, 2} {
+				for at, reached := 0, true; reached; at += stride() {
+					bubble(t, func(s *stage, p, other *process) {
+						s.littered(p, other)
+						n := 0
+						s.fated(func(who *process, _ mem.Op, _ string) verdict {
+							if who != p {
+								return goes
+							}
+							if n++; n == at+1 {
+								for range times {
+									s.must(other.collect(ctx, 0.01))
+									s.pass(grace + time.Hour)
+								}
+							}
+							return goes
+						})
+						err := commit(p)
+						reached = n > at
+						s.fated(well)
+						if errors.Is(err, content.Gone) { // as it is said to be, who asks again has it
+							err = commit(p)
+						}
+						if err != nil && !errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) { // it was away for longer than who asks waits
+							s.fault(err)
+						}
+						s.whole("when it is committed", false)
+						other.collected(3)
+						s.whole("days later", false)
+					})
+				}
+			}
+		})
+	}
+}
+
+// littered has an origin with packs of which little lives, and some of which nothing does, both with tombstones whose grace
+// is over; and a volume.
+func (s *stage) littered(p, other *process) {
+	ctx := context.Background()
+	p.published("a", 1, 2, 3, 4, 5, 6)
+	p.published("dead", 7, 8)
+	d, err := p.open(ctx, "disk", catalog.PolicyOrigin)
+	s.must(err)
+	for n := range int64(3) {
+		s.must(d.write(ctx, []int64{32 * n, 32*n + 1, 200}, byte(n)))
+		s.must(d.folds.Run(ctx, fold.Chunks))
+	}
+	p.removed("dead")
+	p.published("a", 1)
+	other.collected(1)
 }
