@@ -82,6 +82,7 @@ type Config struct {
 	UBLK      ublk.Config
 	Flusher   error
 	Instances Instances
+	Upkeep    Upkeep
 	// Version is shown to users.
 	Version string
 	Now     func() time.Time

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/seed"
+	"github.com/grangemesh/grange/node/upkeep"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/origin/content"
@@ -61,6 +62,7 @@ type Node struct {
 	Mounts     *mounts.Mounts   // nil in a seed
 	Instances  *instance.Hub    // nil in a seed
 	Membership *membership.Membership
+	Upkeep     *upkeep.Upkeep
 	cfg        Config
 	codec      *content.Codec
 	unlock     func() error
@@ -105,7 +107,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	if serves.origin {
 		steps = append(steps, func(ctx context.Context) error { return n.unlessAwaited("its origin", n.origin.open(ctx)) })
 	}
-	steps = append(steps, n.begin, n.openFarm, n.openNames)
+	steps = append(steps, n.begin, n.openFarm, n.openNames, n.openUpkeep)
 	if serves.volumes {
 		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances)
 	}
@@ -191,7 +193,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.runMounts, n.runInstances, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -234,7 +236,7 @@ func (n *Node) runOperations(ctx context.Context) error {
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
-	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), []prometheus.Collector{seen{n}})
+	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), []prometheus.Collector{seen{n}})
 	if n.farm != nil {
 		out = append(out, n.farm.Collectors()...)
 	}

@@ -75,8 +75,9 @@ func listed(ctx context.Context, names *records.Names, kind content.Kind, begin 
 	return out
 }
 
-func (x registry) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	return x.names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: x.farm, Base: base, Body: body})
+func (x registry) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	ch.Farm = x.farm
+	return x.names.Commit(ctx, ch)
 }
 
 func (x registry) Delete(ctx context.Context, base catalog.Record) error {

@@ -26,7 +26,7 @@ const (
 
 // Warning is what is amiss though the node is ready, and what to do about it.
 type Warning struct {
-	About string `json:"about" doc:"farm, mesh, paths, origin, follow, or a volume as volume:NAME"`
+	About string `json:"about" doc:"farm, mesh, paths, origin, origin gc, origin verify, follow, or a volume as volume:NAME"`
 	Text  string `json:"text"`
 }
 
@@ -76,6 +76,7 @@ func (n *Node) Warnings() []Warning {
 	if f := n.Images.Followed(); f != nil && f.Names >= images.FollowedMax {
 		warn("follow", "this node follows %d names, and no more: others that match %s are not kept warm; give --follow longer patterns, or spread them over nodes", f.Names, strings.Join(f.Patterns, ", "))
 	}
+	n.Upkeep.Warn(warn)
 	if n.Volumes == nil {
 		return out
 	}

@@ -36,7 +36,7 @@ func leaves(t *testing.T) []*kong.Node {
 
 // anyNode answers each request with a document of its kind.
 func anyNode(t *testing.T) http.Handler {
-	const op = `{"id": "1", "kind": "import", "target": "x", "state": "done"}`
+	const op = `{"id": "1", "kind": "import", "target": "x", "state": "done", "result": {"import": {}}}`
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.Path
 		switch last := path[strings.LastIndex(path, "/")+1:]; {
@@ -52,7 +52,7 @@ func anyNode(t *testing.T) http.Handler {
 			io.WriteString(w, op)
 		case last == "snapshots" && r.Method == "POST":
 			io.WriteString(w, `{"snapshot_id": "x@1", "operation": "1"}`)
-		case last == "warm", last == "verify", last == "move", last == "promote", r.Method == "PUT" && (strings.HasPrefix(path, "/api/images/") || strings.HasPrefix(path, "/api/trees/")) && strings.Count(path, "/") == 3, last == "1":
+		case last == "gc", last == "copy", last == "usage", last == "warm", last == "verify", last == "move", last == "promote", r.Method == "PUT" && (strings.HasPrefix(path, "/api/images/") || strings.HasPrefix(path, "/api/trees/")) && strings.Count(path, "/") == 3, last == "1":
 			io.WriteString(w, op)
 		case r.Method == "GET" && slices.Contains([]string{"images", "trees", "volumes", "instances", "members", "tokens", "operations", "snapshots", "changes"}, last):
 			io.WriteString(w, `[{"name": "x"}]`)
@@ -77,7 +77,7 @@ func arguments(t *testing.T, key string) map[string][]string {
 		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
 		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},
 		"instance provision": {"x"}, "instance hibernate": {"x"}, "instance wake": {"x"}, "instance deprovision": {"x"}, "instance obliterate": {"x"}, "instance show": {"x"}, "instance logs": {"x"},
-		"cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "operation pause": {"2"}, "operation resume": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
+		"origin copy": {"file:///copy"}, "cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "operation pause": {"2"}, "operation resume": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
 		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"}, "why": {"x"}, "ping": {"x"},
 	}
 }

@@ -119,7 +119,7 @@ func (c *nodeCmd) Validate() error {
 	case c.IoTimeout < ioTimeoutMin:
 		return fmt.Errorf("--io-timeout: within %s no read comes from anywhere; give 1s or more", time.Duration(c.IoTimeout))
 	}
-	return errors.Join(c.memberFlags.Validate(), c.Instance.Validate())
+	return errors.Join(c.memberFlags.Validate(), c.Instance.Validate(), c.Upkeep.Validate())
 }
 
 // Validate refuses a cache that could not turn over.

@@ -12,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/instance"
+	"github.com/grangemesh/grange/cmd/grange/origin"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -36,6 +37,7 @@ type nodeCmd struct {
 	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
 
 	Instance instance.Flags `embed:"" prefix:"instance-"`
+	Upkeep   origin.Flags   `embed:"" prefix:"origin-"`
 
 	NoOriginFallback []follow.Pattern `help:"Read these images and volumes from members alone, never from the origin: what no member has fails." placeholder:"NAME,image:NAME,tag:TAG,PATTERN,…"`
 
@@ -48,9 +50,9 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCal
 	if len(c.FarmJoin) > 0 && c.FarmBind == "" {
 		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", ask.ErrUsage)
 	}
-	for _, origin := range c.Origin {
-		if strings.Contains(origin, ",s3://") || strings.Contains(origin, ",file://") || strings.Contains(origin, ",https://") {
-			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", ask.ErrUsage, origin)
+	for _, url := range c.Origin {
+		if strings.Contains(url, ",s3://") || strings.Contains(url, ",file://") || strings.Contains(url, ",https://") {
+			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", ask.ErrUsage, url)
 		}
 	}
 	cfg, err := c.config(app, std)
@@ -65,7 +67,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCal
 	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
-	cfg.Instances = c.Instance.Config()
+	cfg.Instances, cfg.Upkeep = c.Instance.Config(), c.Upkeep.Config()
 	cfg.Instances.Lower = instance.Lower(cfg.Dir)
 	cfg.NoOrigin, cfg.OriginLimits = c.NoOriginFallback, budget.Limits{Requests: float64(c.OriginRequests), Bytes: int64(c.OriginRate)}
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,8 +46,10 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Provision"
 	case reflect.TypeFor[instances.Spec]():
 		return "InstanceSpec"
+	case reflect.TypeFor[Upkeep]():
+		return "Upkeep"
 	}
-	return huma.DefaultSchemaNamer(t, hint)
+	return cmp.Or(reportName(t), huma.DefaultSchemaNamer(t, hint))
 }
 
 // humaConfig says how the document begins, and how errors of huma's own become problems
@@ -99,6 +102,7 @@ func finish(doc *huma.OpenAPI) {
 	problem := &huma.Response{Description: "a problem", Content: map[string]*huma.MediaType{
 		"application/problem+json": {Schema: schemas.Schema(reflect.TypeFor[Problem](), true, "")},
 	}}
+	describeResults(schemas)
 	delete(schemas.Map(), "ErrorModel") // which a Problem is and more
 	for _, s := range schemas.Map() {
 		neverNull(s)

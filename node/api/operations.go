@@ -85,7 +85,7 @@ func (s *Server) events(a huma.API) {
 	sse.Register(a, op, map[string]any{"progress": Operation{}}, func(ctx context.Context, in *input, send sse.Sender) {
 		for {
 			v, err := ops.Get(in.ID)
-			if err != nil || send(sse.Message{ID: v.Revision, Data: v}) != nil || v.State != operations.Running {
+			if err != nil || send(sse.Message{ID: v.Revision, Data: v.Brief()}) != nil || v.State != operations.Running {
 				return
 			}
 			wait, cancel := context.WithTimeout(ctx, eventInterval)

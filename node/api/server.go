@@ -61,6 +61,7 @@ func New(cfg Config) *Server {
 	s.volumes(a)
 	s.instances(a)
 	s.operations(a)
+	s.origin(a)
 	s.members(a)
 	s.names(a)
 	s.health(a)

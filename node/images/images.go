@@ -215,7 +215,7 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 			return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.OtherKind)
 		}
 		err = im.record(ctx, content.KindTag, tag, body, base)
-		if !errors.Is(err, content.ErrConflict) && !errors.Is(err, content.ErrExists) {
+		if errors.Is(err, content.Gone) || !errors.Is(err, content.ErrConflict) && !errors.Is(err, content.ErrExists) {
 			break
 		}
 		old, failed := im.cfg.Names.Lookup(ctx, content.KindImage, tag, true)

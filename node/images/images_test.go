@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
@@ -15,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 )
 
@@ -31,7 +33,11 @@ func publish(t *testing.T, n *world, name string) {
 	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
 	head := pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}
 	body := catalog.Image{Head: head, Chunks: 100, Stored: 1 << 20}
-	if err := n.record(t.Context(), content.KindImage, name, body, nil); err != nil {
+	b, err := body.Encode(n.cfg.Codec)
+	if err == nil {
+		_, err = n.cfg.Names.Commit(t.Context(), catalog.Change{Kind: content.KindImage, Name: name, Body: b, Since: time.Now()})
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -141,7 +147,12 @@ func TestRequestsOfATag(t *testing.T) {
 	count("a removal", func() error { _, err := n.Remove(t.Context(), "stable"); return err })
 	count("a tag that was removed", tag)
 	// Another node moves the tag meanwhile, and this one sets it all the same.
-	c, err := catalog.New(catalog.Config{Bucket: store, Verifier: n.cfg.Verifier, Signer: n.cfg.Signer})
+	other := trust.NewPrivateKey()
+	chain, err := n.cfg.Signer.Issue(trust.Identity{Key: other.Public(), Role: trust.RolePublisher, Farm: "lyon"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := catalog.New(catalog.Config{Bucket: store, Verifier: n.cfg.Verifier, Signer: trust.Signer{Key: other, Chain: chain}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
+	"github.com/grangemesh/grange/origin/garbage"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/pack/index"
@@ -26,6 +28,8 @@ type ImportRequest struct {
 	convert.Options
 	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
 	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
+
+	gone []string // keys of packs that are not referred to: they go
 }
 
 // Formats is all that the Format of a request may be.
@@ -50,7 +54,20 @@ func (im *Images) importing(ctx context.Context, kind content.Kind, name string,
 		return operations.View{}, err
 	}
 	return im.begin("import", name, func(ctx context.Context, op *operations.Operation) error {
-		return publish(ctx, op, name, req, old)
+		err := publish(ctx, op, name, req, old)
+		var gone *catalog.GoneError
+		if !errors.As(err, &gone) {
+			return err
+		}
+		im.cfg.Log.Warn("what an import shares with older content was collected as garbage meanwhile; it is stored anew", "name", name, "err", err)
+		if old, err = im.previous(ctx, kind, name, req.Replace); err == nil {
+			req.gone = gone.Keys
+			err = publish(ctx, op, name, req, old)
+		}
+		if errors.Is(err, content.Gone) {
+			err = fmt.Errorf("%w; import again", err)
+		}
+		return err
 	})
 }
 
@@ -121,7 +138,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 		said = append(said, "made afresh, so that more is sent than has changed: only a version that this node has made of files itself is mounted here")
 	}
 	note(strings.Join(said, "\n"))
-	body, err := im.store(ctx, op, disk, req.Scope, old.lineage())
+	body, err := im.store(ctx, op, disk, req, old.lineage())
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
@@ -208,12 +225,12 @@ func (im *Images) previous(ctx context.Context, kind content.Kind, name string, 
 }
 
 // store builds the packs of a disk, and returns what the record says of it.
-func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
-	at, err := im.origin()
+func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, req ImportRequest, lineage []content.CID) (catalog.Image, error) {
+	at, err := im.origin(req.gone)
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	return im.build(ctx, op, build.Config{Scope: scope, Size: disk.Size(), Lineage: lineage}, at, func(b *build.Builder, _ *index.Index) error {
+	return im.build(ctx, op, build.Config{Scope: req.Scope, Size: disk.Size(), Lineage: lineage}, at, func(b *build.Builder, _ *index.Index) error {
 		err := convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
 			op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
 		})
@@ -229,12 +246,36 @@ type place struct {
 	store bucket.Bucket
 	known bucket.Bucket // the same, as far as what is there may be referred to
 	dir   string        // what is remembered of that
+	swept bool          // garbage is collected there
 }
 
-// origin is the mesh's.
-func (im *Images) origin() (place, error) {
+// origin is the mesh's, of which some packs are not referred to.
+func (im *Images) origin(gone []string) (place, error) {
 	store, err := im.cfg.Writable()
-	return place{store: store, known: store, dir: filepath.Join(im.cfg.Dir, "index")}, err
+	known := only{store, func(key string) bool { return !slices.Contains(gone, key) }}
+	return place{store, known, filepath.Join(im.cfg.Dir, "index"), true}, err
+}
+
+// secureEvery is how often all is kept from being collected that a long import refers to: often within the grace, as the
+// record that names it comes last.
+const secureEvery = garbage.GraceMin / 4
+
+// secure has packs stay.
+func (p place) secure(ctx context.Context, packs []pack.ID) error {
+	keys := make([]string, len(packs))
+	for i, id := range packs {
+		keys[i] = id.Key()
+	}
+	lost, err := garbage.Secure(ctx, p.store, keys, nil)
+	return cmp.Or(err, goneFrom(lost))
+}
+
+// goneFrom says that packs are gone, if there are any.
+func goneFrom(keys []string) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	return &catalog.GoneError{Keys: keys}
 }
 
 // build builds the packs of what fill adds. Its chunks stay in this node's cache: the farm of the importer need not
@@ -252,7 +293,9 @@ func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, at pl
 		}
 	}()
 	cfg.Bucket, cfg.Known, cfg.Signer, cfg.Now, cfg.Codec, cfg.Log = at.store, known, im.cfg.Signer, im.cfg.Now, im.cfg.Codec, im.cfg.Log
-	cfg.OnObject = im.Keep(cfg.Scope)
+	if cfg.OnObject = im.Keep(cfg.Scope); at.swept {
+		cfg.Standing, cfg.Every = at.secure, secureEvery
+	}
 	cfg.Progress = func(s build.Stats) {
 		op.Update(func(v *operations.View) {
 			v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)
@@ -285,8 +328,9 @@ func mayReferTo(s content.Scope) []content.Scope {
 // same that was referred to: one may have been collected meanwhile, or replaced.
 func complete(ctx context.Context, store bucket.Bucket, m pack.Manifest, known *index.Index) error {
 	missing, err := pack.MissingPacks(ctx, store, m, known.Unchanged)
-	if err == nil && len(missing) > 0 {
-		err = fmt.Errorf("%w: %d packs that it shares with older images are gone or were replaced; import again", content.ErrConflict, len(missing))
+	keys := make([]string, len(missing))
+	for i, id := range missing {
+		keys[i] = id.Key()
 	}
-	return err
+	return cmp.Or(err, goneFrom(keys))
 }

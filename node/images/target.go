@@ -92,7 +92,7 @@ func (t *Target) Stow(ctx context.Context, op Updater, what ToStow, before conte
 	if err != nil {
 		return Away{}, nil, err
 	}
-	at := place{t.store, only{t.store, good}, t.dir}
+	at := place{t.store, only{t.store, func(key string) bool { return good[key] }}, t.dir, false}
 	body, now, err := t.im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, known{what.Was, &at})
 	if err != nil {
 		return Away{}, nil, fmt.Errorf("store what is in %s at %s: %w", what.Dir, t.url, err)
@@ -179,17 +179,17 @@ func (t *Target) Harvest(ctx context.Context, op Updater, id content.CID, dir st
 	return said, err
 }
 
-// only is a bucket of which a list shows those packs alone.
+// only is a bucket of which a list shows some packs alone.
 type only struct {
 	bucket.Bucket
-	packs map[string]bool
+	shows func(key string) bool
 }
 
 // List implements bucket.Bucket.
 func (o only) List(ctx context.Context, prefix, after string) iter.Seq2[bucket.Info, error] {
 	return func(yield func(bucket.Info, error) bool) {
 		for info, err := range o.Bucket.List(ctx, prefix, after) {
-			hidden := strings.HasPrefix(info.Key, string(content.KeyPacks)) && !o.packs[info.Key]
+			hidden := strings.HasPrefix(info.Key, string(content.KeyPacks)) && !o.shows(info.Key)
 			if !(err == nil && hidden) && !yield(info, err) {
 				return
 			}

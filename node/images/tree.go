@@ -31,7 +31,11 @@ func (im *Images) ImportTree(ctx context.Context, name string, req ImportRequest
 func (im *Images) plant(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
 	work := workingIn(filepath.Join(im.cfg.Dir, TempDir))
 	req.Temp, req.Except, req.Room = work.dir, im.cfg.Dir, work.room
-	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, known{})
+	at, err := im.origin(req.gone)
+	if err != nil {
+		return fmt.Errorf("import %q: %w", name, err)
+	}
+	body, _, err := im.stow(ctx, op, req.Options, build.Config{Scope: req.Scope, Lineage: old.lineage()}, known{at: &at})
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
@@ -87,7 +91,7 @@ type known struct {
 // stow stores the tree of files, and returns what a record says of it, and what they have become.
 func (im *Images) stow(ctx context.Context, op Updater, o convert.Options, cfg build.Config, before known) (body catalog.Image, now Stowed, err error) {
 	if before.at == nil {
-		origin, err := im.origin()
+		origin, err := im.origin(nil)
 		if err != nil {
 			return body, nil, err
 		}

@@ -5,6 +5,7 @@ package operations
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,8 +43,9 @@ type View struct {
 	Kind    string           `json:"kind"`
 	Target  string           `json:"target"`
 	State   State            `json:"state" enum:"running,done,failed,cancelled"`
-	Done    int64            `json:"done" doc:"bytes"`
-	Total   int64            `json:"total" doc:"bytes; 0 while unknown"`
+	Unit    string           `json:"unit,omitempty" doc:"what done and total count; bytes when absent"`
+	Done    int64            `json:"done" doc:"of the unit"`
+	Total   int64            `json:"total" doc:"of the unit; 0 while unknown"`
 	Bytes   map[string]int64 `json:"bytes" doc:"what was moved, by source or sink"`
 	Paused  bool             `json:"paused,omitempty" doc:"somebody has paused it: a start of the node, too, has it go on"`
 	Note    string           `json:"note,omitempty"`
@@ -53,6 +55,8 @@ type View struct {
 	Started time.Time        `json:"started"`
 	Ended   time.Time        `json:"ended,omitzero"`
 	Took    float64          `json:"took_seconds,omitempty" doc:"by no clock that can be set"`
+	// Result may be long: it is kept of the last operation of a kind, and shown of one that is asked for.
+	Result json.RawMessage `json:"result,omitempty" doc:"what it has found out, by its kind; in neither lists nor events, and kept of the last of a kind and target alone"`
 
 	// Cause is why it has failed.
 	Cause error `json:"-"`
@@ -178,6 +182,11 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	default:
 		op.view.State = Failed
 	}
+	for _, other := range o.all {
+		if other != op && other.view.State != Running && other.view.Kind == op.view.Kind && other.view.Target == op.view.Target {
+			other.view.Result = nil
+		}
+	}
 	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "seconds", op.view.Took)
 }
 
@@ -255,13 +264,26 @@ func (o *Operations) Pause(id string, pause bool) (View, error) {
 	return op.copy(), nil
 }
 
-// List returns all operations on record, newest first.
+// Report gives an operation its result, which JSON can say.
+func (op *Operation) Report(result any) error {
+	b, err := json.Marshal(map[string]any{op.view.Kind: result}) // which never changes
+	op.Update(func(v *View) { v.Result = b })
+	return err
+}
+
+// Brief is the view without what is long.
+func (v View) Brief() View {
+	v.Result = nil
+	return v
+}
+
+// List returns all operations on record, newest first, without their results.
 func (o *Operations) List() []View {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := make([]View, 0, len(o.all))
 	for _, op := range o.all {
-		out = append(out, op.copy())
+		out = append(out, op.copy().Brief())
 	}
 	slices.SortFunc(out, func(a, b View) int { return cmp.Compare(b.ID, a.ID) })
 	return out

@@ -25,6 +25,7 @@ func (n *Names) tell(r catalog.Record, asked time.Time, change func(id string, s
 	if err != nil {
 		return Known{}, err
 	}
+	k.unproved = r.Signer == n.cfg.Signer.Identity() // unless more is known of it
 	return change(key(r.Kind, r.Name), func(e entry) entry { return e.taking(k, n.isBad).told(k, asked, n.cfg.Now()) }).answer(), nil
 }
 
@@ -161,17 +162,17 @@ const readBackTimeout = 3 * time.Second
 
 // Commit writes a record, at this node's origin or through a member. One that a member
 // says it wrote is ErrUnavailable until another has seen it at the origin, or this
-// node: it is known here, unconfirmed, and the same Commit again writes no other.
+// node: it is known here, unconfirmed, and the same Commit again writes no other. It has all
+// stay that the record names: where some of that is gone, the record is again what it was
+// before, and the error a *catalog.GoneError.
 func (n *Names) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
 	ch.Base = n.base(ch)
 	if c := n.cfg.Writer(); c != nil {
-		asked := n.cfg.Now()
-		r, err := c.Commit(ctx, ch)
+		r, err := n.commitAtOrigin(ctx, c, ch)
 		if err != nil {
 			n.cfg.Lost(err)
-			return r, err
 		}
-		return r, n.Told(r, asked)
+		return r, err
 	}
 	r, err := n.commitThroughMember(ctx, ch)
 	if err != nil {
@@ -290,7 +291,7 @@ func (n *Names) CommitFor(ctx context.Context, from trust.Identity, s Submission
 	if c == nil {
 		return Answer{}, fmt.Errorf("commit %s %q: %w: no origin to write to here either", e.Kind, e.Name, content.ErrUnavailable)
 	}
-	r, err := c.Submit(ctx, s.Sealed, s.ETag)
+	r, err := n.submitAtOrigin(ctx, c, e, s)
 	if err != nil {
 		return Answer{}, err
 	}

@@ -26,12 +26,13 @@ type recordFile struct {
 	Over      string       `cbor:"over"`
 	Against   trust.Commit `cbor:"against"`
 	Doubt     string       `cbor:"doubt"`
+	Unproved  bool         `cbor:"unproved"`
 }
 
 // keeps reports whether the file has of the entry what matters after a restart.
 func (e entry) keeps(other entry) bool {
 	same := func(a, b *Known) bool {
-		return a == b || a != nil && b != nil && a.Commit == b.Commit && a.ETag == b.ETag && a.against == b.against
+		return a == b || a != nil && b != nil && a.Commit == b.Commit && a.ETag == b.ETag && a.against == b.against && a.unproved == b.unproved
 	}
 	return same(e.said, other.said) && same(e.heard, other.heard) && same(e.taken, other.taken)
 }
@@ -61,7 +62,7 @@ func (k *Known) file() *recordFile {
 	if k == nil {
 		return nil
 	}
-	return &recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), k.statement, k.over, k.against, k.Doubt}
+	return &recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), k.statement, k.over, k.against, k.Doubt, k.unproved}
 }
 
 // entry returns what is known of a name, from memory or else from disk, where it was
@@ -115,7 +116,7 @@ func (n *Names) reopen(f recordFile, atOrigin bool) (Known, error) {
 		return Known{}, err
 	}
 	k, err := n.describe(catalog.Record{Envelope: envelope, Sealed: f.Sealed, ETag: f.ETag, SeenAt: seen})
-	k.first, k.statement, k.over, k.against, k.Doubt = seen, f.Statement, f.Over, f.Against, f.Doubt
+	k.first, k.statement, k.over, k.against, k.Doubt, k.unproved = seen, f.Statement, f.Over, f.Against, f.Doubt, f.Unproved
 	if atOrigin {
 		k.read = seen
 	}

@@ -50,8 +50,8 @@ func (e entry) told(k Known, asked, now time.Time) entry {
 	old := e.said
 	k.Confirmed, k.read, k.SeenAt, k.first = true, now, now, k.FirstSeen()
 	for _, same := range []*Known{e.said, e.heard} {
-		if same != nil && same.Commit == k.Commit && same.first.Before(k.first) {
-			k.first = same.first
+		if same != nil && same.Commit == k.Commit {
+			k.first, k.unproved = earlier(k.first, same.first), same.unproved
 		}
 	}
 	e.checked = now

@@ -104,6 +104,8 @@ type Known struct {
 	over      string
 	// against is what the origin shows in the place of one that was heard.
 	against trust.Commit
+	// unproved says that this node has written it, and not seen since that all is there that it names.
+	unproved bool
 }
 
 // Resolved is what a name stands for.

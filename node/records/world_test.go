@@ -41,7 +41,11 @@ type world struct {
 	away     atomic.Bool // the store does not answer
 	gets     atomic.Int64
 	ahead    atomic.Int64 // by how much its clock is
+	later    atomic.Int64 // by how much the store's own clock is
+	fault    atomic.Pointer[func(mem.Call) mem.Fault]
 }
+
+func (w *world) clock() time.Time { return time.Now().Add(time.Duration(w.later.Load())) }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
@@ -54,16 +58,40 @@ func newWorld(t fataler) *world {
 		t.Fatal(err)
 	}
 	w := &world{founder: trust.Signer{Key: key, Chain: chain}, verifier: trust.NewVerifier(mesh.Public()), codec: content.NewCodec()}
-	w.store = mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
+	w.store = mem.New(t, mem.Config{Now: w.clock, MayReadDeleted: true, Fault: func(c mem.Call) mem.Fault {
 		if c.Op == mem.Get {
 			w.gets.Add(1)
 		}
 		if w.away.Load() {
 			return mem.Fault{Err: content.ErrUnavailable}
 		}
+		if f := w.fault.Load(); f != nil {
+			return (*f)(c)
+		}
 		return mem.Fault{}
 	}})
+	s, _ := stored(t)
+	if _, err := w.store.Put(t.Context(), s.ID.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent()); err != nil {
+		t.Fatal(err)
+	}
 	return w
+}
+
+// stored is the pack that has the manifest of all heads, and where that lies.
+func stored(t fataler) (pack.Sealed, pack.Extent) {
+	t.Helper()
+	const id = pack.ID("public/2026112022-000102030405060708090a0b0c0d0e0f")
+	m, err := pack.Manifest{Root: content.Sum([]byte("root")), Packs: []pack.PackRefs{{ID: id, Refs: 1, Bytes: 1}}}.Encode(content.NewCodec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := pack.NewWriter(id, nil)
+	at := w.Add(pack.RoleManifest, m.CID(), len(m.Bytes()), pack.CodecRaw, m.Bytes())
+	s, err := w.Seal(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, pack.Extent{CID: m.CID(), Location: at}
 }
 
 func (w *world) signer(t fataler, role trust.Role, farm string) trust.Signer {
@@ -181,16 +209,14 @@ func (m *member) says(a Answer) {
 // head returns a head of a root that n tells from others.
 func head(t fataler, scope content.Scope, n byte) pack.Head {
 	t.Helper()
-	id, err := pack.ParseID("public/2026112022-000102030405060708090a0b0c0d0e0f")
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, manifest := stored(t)
+	id := manifest.Pack
 	at := func(name string, offset uint32) pack.Extent {
 		return pack.Extent{CID: content.Sum([]byte{n, name[0]}), Location: pack.Location{Pack: id, Offset: offset, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}}
 	}
 	node := at("node", 1<<24)
 	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: node.CID}
-	return pack.Head{Root: root, Scope: scope, Node: node, Page: at("page", 1<<24+1<<12), Manifest: at("manifest", 1<<25)}
+	return pack.Head{Root: root, Scope: scope, Node: node, Page: at("page", 1<<24+1<<12), Manifest: manifest}
 }
 
 // image is the record of an image, by which n tells it from others.
@@ -200,7 +226,7 @@ func (w *world) image(t fataler, name string, scope content.Scope, n byte) catal
 	if err != nil {
 		t.Fatal(err)
 	}
-	return catalog.Change{Kind: content.KindImage, Name: name, Farm: scope.Farm(), Body: body}
+	return catalog.Change{Kind: content.KindImage, Name: name, Farm: scope.Farm(), Body: body, Since: w.clock()}
 }
 
 // volume is the record of a volume.

@@ -26,9 +26,9 @@ type around struct {
 	commit func(do func() (catalog.Record, error)) (catalog.Record, error)
 }
 
-func (x around) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	do := func() (catalog.Record, error) { return x.store.Commit(ctx, kind, name, base, body) }
-	if kind != content.KindVolume {
+func (x around) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	do := func() (catalog.Record, error) { return x.store.Commit(ctx, ch) }
+	if ch.Kind != content.KindVolume {
 		return do()
 	}
 	return x.commit(do)

@@ -215,12 +215,12 @@ type racing struct {
 	do   func()
 }
 
-func (d *racing) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	if do := d.do; do != nil && kind == d.kind {
+func (d *racing) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	if do := d.do; do != nil && ch.Kind == d.kind {
 		d.do = nil
 		do()
 	}
-	return d.store.Commit(ctx, kind, name, base, body)
+	return d.store.Commit(ctx, ch)
 }
 
 // TestSnapshotBesideAFold: a fold that begins while a snapshot has a place, and its record

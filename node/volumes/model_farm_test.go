@@ -483,8 +483,9 @@ func (l ledger) Snapshots(ctx context.Context, volume string) []catalog.Record {
 	return l.list(ctx, content.KindSnapshot, volume)
 }
 
-func (l ledger) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	return l.Catalog.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: testFarm, Base: base, Body: body})
+func (l ledger) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	ch.Farm = testFarm
+	return l.Catalog.Commit(ctx, ch)
 }
 
 func (l ledger) Delete(ctx context.Context, base catalog.Record) error {

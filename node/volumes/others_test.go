@@ -50,11 +50,11 @@ func (b *blocked) SureVolume(ctx context.Context, name string) (catalog.Record, 
 	return b.Volume(ctx, name)
 }
 
-func (b *blocked) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	if err := b.wait(ctx, "commit", name); err != nil {
+func (b *blocked) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	if err := b.wait(ctx, "commit", ch.Name); err != nil {
 		return catalog.Record{}, err
 	}
-	return b.store.Commit(ctx, kind, name, base, body)
+	return b.store.Commit(ctx, ch)
 }
 
 // TestTakeoverDisturbsNoOther: of 50 volumes one is taken over, and that is stuck at each of

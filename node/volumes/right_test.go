@@ -62,13 +62,13 @@ func (x *hanging) Volume(ctx context.Context, name string) (catalog.Record, erro
 	return x.store.Volume(ctx, name)
 }
 
-func (x *hanging) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
+func (x *hanging) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
 	if x.hangs.Load() {
 		x.writes <- struct{}{}
 		<-ctx.Done()
 		return catalog.Record{}, bucket.ErrUnknown
 	}
-	return x.store.Commit(ctx, kind, name, base, body)
+	return x.store.Commit(ctx, ch)
 }
 
 // TestAStandstillWhileTheOriginHangs: a volume of the policy local goes on, though its record

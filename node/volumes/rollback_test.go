@@ -213,9 +213,9 @@ func TestRollbackWhoseReplyIsLost(t *testing.T) {
 // rollLost is an origin that is away once it has a record of a volume that is rolled back.
 type rollLost struct{ *store }
 
-func (u *rollLost) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	r, err := u.store.Commit(ctx, kind, name, base, body)
-	if v, bad := catalog.DecodeVolume(content.NewCodec(), body); err == nil && kind == content.KindVolume && bad == nil && v.Rolling != 0 {
+func (u *rollLost) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	r, err := u.store.Commit(ctx, ch)
+	if v, bad := catalog.DecodeVolume(content.NewCodec(), ch.Body); err == nil && ch.Kind == content.KindVolume && bad == nil && v.Rolling != 0 {
 		u.down, err = true, bucket.ErrUnknown
 	}
 	return r, err

@@ -90,8 +90,8 @@ func (x *store) Snapshots(_ context.Context, volume string) []catalog.Record {
 	return x.list("snapshot:" + volume)
 }
 
-func (x *store) Commit(_ context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	return x.write(trust.Envelope{Kind: kind, Name: name, Farm: testFarm, Body: body}, base)
+func (x *store) Commit(_ context.Context, ch catalog.Change) (catalog.Record, error) {
+	return x.write(trust.Envelope{Kind: ch.Kind, Name: ch.Name, Farm: testFarm, Body: ch.Body}, ch.Base)
 }
 
 func (x *store) Delete(_ context.Context, base catalog.Record) error {

@@ -60,9 +60,9 @@ func (*nothing) Snapshot(context.Context, string) (catalog.Record, error) {
 func (*nothing) Snapshots(context.Context, string) []catalog.Record { return nil }
 func (*nothing) Volumes(context.Context) []catalog.Record           { return nil }
 
-func (x *nothing) Commit(_ context.Context, _ content.Kind, name string, _ *catalog.Record, _ []byte) (catalog.Record, error) {
+func (x *nothing) Commit(_ context.Context, ch catalog.Change) (catalog.Record, error) {
 	if x.hold != nil {
-		x.hold(name)
+		x.hold(ch.Name)
 	}
 	return catalog.Record{}, x.commit
 }

@@ -55,7 +55,7 @@ func goldenVolume(t testing.TB) Volume {
 	segments[1].Tails = 2
 	return Volume{
 		ID: own, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Epoch: 7, Incarnation: 1 << 63, Holder: trust.PublicKey{31: 9}, State: Attached,
-		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments},
+		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments, time.Time{}},
 		Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
 		IOPS: 1000, Rate: 100 << 20, FsUsed: 1 << 30, FoldedAt: time.UnixMilli(1_795_000_000_123),
 	}

@@ -56,6 +56,9 @@ func New(cfg Config) (*Catalog, error) {
 	return &Catalog{cfg}, nil
 }
 
+// Bucket is where the records are.
+func (c *Catalog) Bucket() bucket.Bucket { return c.cfg.Bucket }
+
 // Record is a checked envelope, as it was seen at the origin.
 type Record struct {
 	trust.Envelope
@@ -67,6 +70,9 @@ type Record struct {
 	SeenAt time.Time
 	// Modified is when it was written, by the store's clock; zero for what this Catalog wrote.
 	Modified time.Time
+	// Now is the store's clock when it answered with it, or that it was written; zero where it did not say, and for what
+	// comes from elsewhere.
+	Now time.Time
 }
 
 // OpenTo reports whether the record may give way to another: one that is for a farm
@@ -112,7 +118,7 @@ func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Rec
 		if err == nil && (e.Kind.Space() != kind.Space() || e.Name != name) {
 			err = fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
 		}
-		return Record{e, b, info.ETag, now, info.Modified}, err
+		return Record{e, b, info.ETag, now, info.Modified, info.Now}, err
 	})
 }
 
@@ -162,7 +168,7 @@ func (c *Catalog) yieldBatch(ctx context.Context, space content.Kind, batch []bu
 			continue
 		}
 		if r, ok := c.cfg.Recall(space, name); ok && r.ETag == info.ETag {
-			r.SeenAt = c.cfg.Now()
+			r.SeenAt, r.Now = c.cfg.Now(), info.Now
 			records[i] = r
 			continue
 		}
@@ -195,6 +201,12 @@ type Change struct {
 	Base *Record
 	// Delete writes a tombstone. It needs a Base.
 	Delete bool
+
+	// What follows is for who sees to it that all stays that the record names, see records.Names. Since is from when on,
+	// by the store's clock, what Base does not name is known to be there; zero is for not known. Damaged has the record
+	// stay though some of that is gone.
+	Since   time.Time
+	Damaged bool
 }
 
 // TakenError says which record stands where a commit wanted to write. It wraps
@@ -210,6 +222,27 @@ func (e *TakenError) Error() string {
 }
 
 func (e *TakenError) Unwrap() error { return e.cause }
+
+// GoneError says that what a record was to name is gone from the origin. It is content.Gone.
+type GoneError struct {
+	Kind content.Kind
+	Name string
+	Keys []string
+}
+
+// goneShown is how many keys an error names.
+const goneShown = 3
+
+func (e *GoneError) Error() string {
+	what := ""
+	if e.Name != "" {
+		what = fmt.Sprintf("write %s %q: ", e.Kind, e.Name)
+	}
+	return fmt.Sprintf("%s%d objects that it needs are gone from the origin, where no record had named them for long (%s): import anew what it was made from, or name another",
+		what, len(e.Keys), strings.Join(e.Keys[:min(len(e.Keys), goneShown)], ", "))
+}
+
+func (e *GoneError) Unwrap() error { return content.Gone }
 
 // Commit writes a record and returns it as stored. A reply that was lost, or a condition that failed, is
 // settled by reading: the commit's own identifier there means success, another record is a *TakenError, and
@@ -322,7 +355,7 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 	for range commitTries {
 		info, err := c.cfg.Bucket.Put(ctx, key(mine.Kind, mine.Name), bucket.Bytes(sealed), cond)
 		if err == nil {
-			return Record{Envelope: mine, Sealed: sealed, ETag: info.ETag, SeenAt: c.cfg.Now()}, nil
+			return Record{Envelope: mine, Sealed: sealed, ETag: info.ETag, SeenAt: c.cfg.Now(), Now: info.Now}, nil
 		}
 		cause = err
 		if !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown) {

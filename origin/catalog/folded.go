@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
@@ -45,6 +46,8 @@ type Folded struct {
 	Base    content.Position
 	// Segments are those in the bucket behind Base, a chain.
 	Segments []content.SegmentRef
+	// Since is that of a Change that has a record say this for the first time. It is not encoded.
+	Since time.Time
 }
 
 // Through is up to where the bucket has it.

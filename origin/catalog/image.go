@@ -120,6 +120,11 @@ type Content struct {
 	Root content.CID
 	// Lineage are the roots before it, the nearest first.
 	Lineage []content.CID
+	// Segments are those that it names, and Volume whose record it is, zero for none.
+	Segments []content.SegmentRef
+	Volume   content.VolumeID
+	// From is what it was made of, if that has a record that may name the same; it may be the zero Ref.
+	From content.Ref
 	// Target is the image that a tag was set on.
 	Target string
 	// Scope says who may read the record: a deleted name's tombstone those of the farm
@@ -169,7 +174,7 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		if err != nil {
 			return d, err
 		}
-		d.Head, d.Lineage = body.Head, body.Lineage
+		d.Head, d.Lineage, d.Segments, d.Volume, d.From = body.Head, body.Lineage, body.Segments, body.ID, body.From
 	case content.KindInstance:
 		body, err := DecodeInstance(c, e.Body)
 		if err != nil {
@@ -181,7 +186,7 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		if err != nil {
 			return d, err
 		}
-		d.Head, d.Lineage = body.Head, body.Lineage
+		d.Head, d.Lineage, d.Segments, d.From = body.Head, body.Lineage, body.Segments, content.Ref{Kind: content.KindVolume, Name: body.Volume}
 	}
 	if d.Head == nil {
 		return d, nil

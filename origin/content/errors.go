@@ -58,6 +58,8 @@ const (
 	Ambiguous Conflict = "ambiguous"
 	// Stale: a later request was there before.
 	Stale Conflict = "stale"
+	// Gone: what it names is not at the origin any more.
+	Gone Conflict = "gone"
 	// OtherMesh: it belongs to another mesh.
 	OtherMesh Conflict = "other_mesh"
 )

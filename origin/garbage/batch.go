@@ -1,7 +1,6 @@
 package garbage
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +16,8 @@ import (
 )
 
 const (
-	// SureFor is how long what was put, or was named by a record, is taken to be there unseen by whoever commits another
-	// record of it: by the store's clock, and far less than GraceMin.
+	// SureFor is how long what was put is taken to be there, unseen, by whoever has put it and commits a record of it: by the
+	// store's clock, and far less than GraceMin.
 	SureFor = time.Minute
 	// GraceMin is the least time between a tombstone and the end of what it is of; GraceDefault is a day: what reads on
 	// without a lease has that long to end.
@@ -169,8 +168,8 @@ func batches(ctx context.Context, from bucket.Bucket) iter.Seq2[Batch, error] {
 	}
 }
 
-// put writes a batch over what was read; a precondition that does not hold is bucket.ErrPrecondition. A reply that was lost
-// is settled by reading.
+// put writes a batch over what was read; one that others have changed is bucket.ErrPrecondition. A reply that was lost is
+// settled by reading.
 func (b Batch) put(ctx context.Context, to bucket.Bucket) (Batch, error) {
 	raw, err := b.encode(content.NewCodec())
 	if err != nil {
@@ -180,19 +179,25 @@ func (b Batch) put(ctx context.Context, to bucket.Bucket) (Batch, error) {
 	if b.etag != "" {
 		cond = bucket.IfMatch(b.etag)
 	}
-	info, err := to.Put(ctx, b.key, bucket.Bytes(raw), cond)
-	if errors.Is(err, bucket.ErrUnknown) || errors.Is(err, bucket.ErrPrecondition) {
+	for range secureTries {
+		var info bucket.Info
+		if info, err = to.Put(ctx, b.key, bucket.Bytes(raw), cond); err == nil {
+			b.etag = info.ETag
+			return b, nil
+		}
+		if !errors.Is(err, bucket.ErrUnknown) && !errors.Is(err, bucket.ErrPrecondition) {
+			return b, err
+		}
 		now, rerr := readBatch(ctx, to, b.key)
 		switch {
 		case rerr == nil && now.same(b):
 			return now, nil
+		case rerr == nil && now.etag != b.etag, errors.Is(rerr, content.ErrNotFound) && b.etag != "":
+			return b, fmt.Errorf("%w: %w", bucket.ErrPrecondition, err)
 		case rerr != nil && !errors.Is(rerr, content.ErrNotFound):
 			return b, errors.Join(err, rerr)
-		case rerr == nil || b.etag != "":
-			err = fmt.Errorf("%w: %w", bucket.ErrPrecondition, err)
 		}
 	}
-	b.etag = cmp.Or(info.ETag, b.etag)
 	return b, err
 }
 

@@ -13,8 +13,10 @@
 // that condemns it, one wins and the other is told. A committer therefore needs no clock: what it names, once its record
 // is written, is safe where no batch has it, as each batch that is written later is followed by another mark, which reads
 // that record; it takes out what a batch has; and what is condemned already, or gone, it writes anew and commits again
-// before it reports success. Where all that it names was put, or named by a record that it read, within [SureFor] of its
-// commit, by the store's own clock, nothing can have become of that, as a grace is far longer; such a commit asks nothing.
+// before it reports success. Only what the record that it replaces has named, and what it has itself put within [SureFor]
+// of its commit, by the store's own clock, needs no such look: a mark sees one or the other record of a name, and a grace is
+// far longer than that. What other records name does need it, as a mark is not of one moment: it can miss a name that is
+// given and one that is taken away.
 //
 // A condemned key is never alive again: keys have random names, or order the journal of one volume and are never freed
 // while that lives. So a collection that sleeps before it deletes does no harm when it wakes.

@@ -66,6 +66,8 @@ type Report struct {
 	// Waiting has a tombstone, and goes after Next.
 	Waiting Amount    `json:"waiting"`
 	Next    time.Time `json:"next,omitzero"`
+	// Requests is how many the origin was sent.
+	Requests int64 `json:"requests"`
 	// Broken are records and manifests that could not be read; nothing that they may name was deleted.
 	Broken []Broken `json:"broken"`
 }

@@ -96,6 +96,9 @@ type Footer struct {
 	moved     ID
 }
 
+// Moved is the pack that took over the frames, or "".
+func (f Footer) Moved() ID { return f.moved }
+
 func (f Footer) append(b []byte) []byte {
 	var buf [footerSize]byte
 	copy(buf[:], footerMagic)

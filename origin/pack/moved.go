@@ -17,6 +17,8 @@ import (
 const (
 	// relocateMax bounds how often the frames of a pack may have moved on.
 	relocateMax = 8
+	// lookedMax bounds how often is looked again where a pack went, as the one that a stub has named is gone.
+	lookedMax = 2
 	// movesMax bounds the directories that a Reader remembers of packs that were rewritten and of those that took over, and
 	// movedMax the entries of them all, some 70 bytes each: 16 GiB of content in default chunks.
 	movesMax = 4096
@@ -78,7 +80,7 @@ func (r *Reader) open(ctx context.Context, id ID, at bucket.Range) (*bucket.Obje
 		case errors.Is(err, content.ErrNotFound):
 			r.moves.forget(id)
 			return nil, err
-		case err == nil && obj.Size > SizeMin || err != nil && !errors.Is(err, errShort):
+		case err == nil && obj.Size != SizeMin || err != nil && !errors.Is(err, errShort):
 			return obj, err
 		case err == nil:
 			err = errors.Join(errShort, obj.Body.Close())
@@ -98,14 +100,14 @@ func (r *Reader) open(ctx context.Context, id ID, at bucket.Range) (*bucket.Obje
 // Taker returns the directory of the pack that has the frames of a pack now: of that itself, or of the one where its stub
 // leads, through others perhaps. What was learnt of packs that moved is remembered, until what it says is not so any more.
 func (r *Reader) Taker(ctx context.Context, id ID) (*Directory, error) {
-	at, remembered := id, false
+	at, again := id, 0
 	for range relocateMax {
 		d := r.moves.get(at)
 		if d == nil {
 			var err error
-			if d, err = r.ReadDirectory(ctx, at); errors.Is(err, content.ErrNotFound) && remembered {
-				r.moves.forget(at)
-				at, remembered = id, false
+			if d, err = r.ReadDirectory(ctx, at); errors.Is(err, content.ErrNotFound) && at != id && again < lookedMax {
+				r.moves.forget(at) // what led there is old, as it was remembered or as it was read
+				at, again = id, again+1
 				continue
 			}
 			if err != nil {
@@ -114,8 +116,6 @@ func (r *Reader) Taker(ctx context.Context, id ID) (*Directory, error) {
 			if d.Moved != "" || at != id {
 				r.moves.put(d)
 			}
-		} else {
-			remembered = true
 		}
 		if d.Moved == "" {
 			if at != id { // what moves on and on makes no long way

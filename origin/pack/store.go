@@ -37,14 +37,18 @@ func SignedBy(signer trust.Signer, scope content.Scope, now func() time.Time) Si
 // Store puts a pack under its name, which is random: whoever finds the name taken finds an earlier try of
 // this very call, or something is badly wrong. So a lost reply is settled by reading the footer, and one that
 // can't be had is asked for again, for a minute or so. It returns when the pack was there, by the store's
-// clock; zero where the store did not say.
+// clock; zero where nobody can say, as an earlier try may have been there long before.
 func Store(ctx context.Context, to bucket.Bucket, s Sealed) (time.Time, error) {
+	doubt := false
 	try := func() (time.Time, error) {
 		info, err := to.Put(ctx, s.ID.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent())
 		switch {
+		case err == nil && doubt:
+			return time.Time{}, nil
 		case err == nil, errors.Is(err, content.ErrUnavailable) && !errors.Is(err, bucket.ErrUnknown):
 			return info.Now, err
 		case errors.Is(err, bucket.ErrUnknown), errors.Is(err, bucket.ErrPrecondition):
+			doubt = true
 			return time.Time{}, settle(ctx, to, s, err)
 		}
 		return time.Time{}, backoff.Permanent(err)

@@ -1,6 +1,7 @@
 package ask
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,12 +24,16 @@ import (
 // OperationPath is where the API has an operation.
 func OperationPath(id string) string { return "/api/operations/" + url.PathEscape(id) }
 
-// Progress is "1.0 MiB of 2.0 MiB".
+// Progress is "1.0 MiB of 2.0 MiB", or "1 of 2 objects".
 func Progress(op api.Operation) string {
-	if op.Total == 0 {
-		return units.Bytes(op.Done)
+	amount, unit := units.Bytes, ""
+	if op.Unit != "" {
+		amount, unit = func(n int64) string { return strconv.FormatInt(n, 10) }, " "+op.Unit
 	}
-	return units.Bytes(op.Done) + " of " + units.Bytes(op.Total)
+	if op.Total == 0 {
+		return amount(op.Done) + unit
+	}
+	return amount(op.Done) + " of " + amount(op.Total) + unit
 }
 
 // lineInterval is how often progress is printed where there is no terminal.
@@ -52,21 +58,7 @@ func (c *Node) Operate(ctx context.Context, std Stdio, method, path string, body
 
 // Follow shows an operation until it ends and returns its error; ctx's end cancels it.
 func (c *Node) Follow(ctx context.Context, std Stdio, op api.Operation) error {
-	to, err := c.Client()
-	if err != nil {
-		return err
-	}
-	each, end := ShowProgress(std.Err, op)
-	last := op
-	err = to.Events(ctx, op.ID, func(now api.Operation) {
-		last = now
-		each(now)
-	})
-	end()
-	if ctx.Err() != nil {
-		return errors.Join(fmt.Errorf("%s %s: cancelled", op.Kind, op.Target),
-			c.Ask(context.WithoutCancel(ctx), "DELETE", OperationPath(op.ID), nil, nil))
-	}
+	last, err := c.watch(ctx, std, op)
 	if err != nil {
 		return err
 	}
@@ -75,7 +67,55 @@ func (c *Node) Follow(ctx context.Context, std Stdio, op api.Operation) error {
 			return err
 		}
 	}
-	return c.outcome(std, last)
+	if err := outcome(last); err != nil || c.JSON {
+		return err
+	}
+	_, err = fmt.Fprintf(std.Out, "%s %s: done in %.1f s%s%s\n", last.Kind, last.Target, last.Took, BySource(last.Bytes), Prefixed("; ", last.Note))
+	return err
+}
+
+// Report starts long work that has a result, follows it to its end, and prints that as Tell does: also that of work which
+// failed, whose error it returns.
+func Report[T any](ctx context.Context, app *Node, std Stdio, r Request, text func(w io.Writer, v T)) error {
+	var op api.Operation
+	if err := app.Send(ctx, r, &op); err != nil {
+		return err
+	}
+	last, err := app.watch(ctx, std, op)
+	if err != nil {
+		return err
+	}
+	if err := app.Send(ctx, Get(OperationPath(op.ID)), &op); err != nil {
+		return err
+	}
+	var results map[string]json.RawMessage // by kind
+	if len(op.Result) > 0 {
+		err = json.Unmarshal(op.Result, &results)
+	}
+	if result := results[op.Kind]; err == nil && result != nil {
+		err = Show(app, std, result, text)
+	}
+	return cmp.Or(outcome(last), err)
+}
+
+// watch shows an operation until it ends, and returns it as it is then; ctx's end cancels it.
+func (c *Node) watch(ctx context.Context, std Stdio, op api.Operation) (last api.Operation, err error) {
+	to, err := c.Client()
+	if err != nil {
+		return op, err
+	}
+	each, end := ShowProgress(std.Err, op)
+	last = op
+	err = to.Events(ctx, op.ID, func(now api.Operation) {
+		last = now
+		each(now)
+	})
+	end()
+	if ctx.Err() != nil {
+		return last, errors.Join(fmt.Errorf("%s %s: cancelled", op.Kind, op.Target),
+			c.Ask(context.WithoutCancel(ctx), "DELETE", OperationPath(op.ID), nil, nil))
+	}
+	return last, err
 }
 
 // FollowAside is Follow where something else than the operation is a command's output.
@@ -83,7 +123,8 @@ func (c *Node) FollowAside(ctx context.Context, std Stdio, op api.Operation) err
 	return (&Node{Data: c.Data, Remote: c.Remote}).Follow(ctx, std.Aside(), op)
 }
 
-func (c *Node) outcome(std Stdio, op api.Operation) error {
+// outcome is the error of an operation that was followed to its end.
+func outcome(op api.Operation) error {
 	switch {
 	case op.State == "running": // the stream ended early, as when the node stopped
 		return fmt.Errorf("%s %s: lost sight of the operation; `grange operation show %s` says what became of it", op.Kind, op.Target, op.ID)
@@ -91,11 +132,8 @@ func (c *Node) outcome(std Stdio, op api.Operation) error {
 		return errors.New(op.Error)
 	case op.State != "done":
 		return fmt.Errorf("%s %s %s: %s", op.Kind, op.Target, op.State, op.Error)
-	case c.JSON:
-		return nil
 	}
-	_, err := fmt.Fprintf(std.Out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, op.Took, BySource(op.Bytes), Prefixed("; ", op.Note))
-	return err
+	return nil
 }
 
 // BySource is ", 10 MiB farm, 2 MiB origin".
@@ -128,11 +166,19 @@ const (
 // showBar draws a bar, which end takes away.
 func showBar(w io.Writer, op api.Operation, width int) (each func(api.Operation), end func()) {
 	title := func(op api.Operation) string {
-		return terminal.Cut(terminal.Plain(op.Kind+" "+op.Target+BySource(op.Bytes)), width-barStats)
+		return terminal.Cut(terminal.Plain(op.Kind+" "+op.Target+BySource(op.Bytes)+Prefixed(": ", op.Note)), width-barStats)
 	}
-	bar := progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true),
-		progressbar.OptionSetDescription(title(op)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
+	bar, unit := (*progressbar.ProgressBar)(nil), op.Unit
+	begin := func(op api.Operation) {
+		unit = op.Unit
+		bar = progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(unit == ""), progressbar.OptionUseIECUnits(true),
+			progressbar.OptionSetDescription(title(op)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
+	}
+	begin(op)
 	return func(op api.Operation) {
+		if op.Unit != unit { // which the work says when it begins
+			begin(op)
+		}
 		if op.Total > 0 {
 			bar.ChangeMax64(op.Total)
 		}

@@ -60,12 +60,12 @@ func (p *ports) UnmarshalText(b []byte) error {
 type share instance.Share
 
 func (s *share) UnmarshalText(b []byte) error {
-	if text, part := strings.CutSuffix(string(b), "%"); part {
-		n, err := strconv.ParseFloat(text, 64)
-		if err != nil || !(n > 0 && n <= 100) { // nor is NaN
-			return fmt.Errorf("%q is not a part; write it as 80%%", b)
+	if strings.HasSuffix(string(b), "%") {
+		var part units.Part
+		if err := part.UnmarshalText(b); err != nil {
+			return err
 		}
-		*s = share{Part: n / 100}
+		*s = share{Part: float64(part)}
 		return nil
 	}
 	var size units.Size

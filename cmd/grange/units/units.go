@@ -146,6 +146,32 @@ func (s *Span) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// Interval is a Span, or 0, which is never.
+type Interval time.Duration
+
+// UnmarshalText reads the text form.
+func (i *Interval) UnmarshalText(b []byte) error {
+	if string(b) == "0" {
+		*i = 0
+		return nil
+	}
+	return (*Span)(i).UnmarshalText(b)
+}
+
+// Part is a part of a whole, above none, written as 25%.
+type Part float64
+
+// UnmarshalText reads the text form.
+func (p *Part) UnmarshalText(b []byte) error {
+	text, percent := strings.CutSuffix(string(b), "%")
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || !percent || !(n > 0 && n <= 100) { // nor is NaN
+		return fmt.Errorf("%q is not a part; write it as 25%%", b)
+	}
+	*p = Part(n / 100)
+	return nil
+}
+
 // Bytes is a number of bytes for people; a negative one is unknown.
 func Bytes(n int64) string {
 	if n < 0 {

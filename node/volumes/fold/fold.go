@@ -47,14 +47,13 @@ const (
 	StepSettled  Step = "settled"  // the snapshots up to there are durable
 	StepPacked   Step = "packed"   // the chunks of a new root are in the bucket, and no record names it
 	StepFolded   Step = "folded"   // the record names the root, and no segments
-	StepChecked  Step = "checked"  // its packs are there, seen where it took long
 	StepRebased  Step = "rebased"  // the journal here is cut
 	StepRemoved  Step = "removed"  // objects went that the record does without
 )
 
-// checkAfter is how long what was stored is taken to be there, unseen, when a record names
-// it: far less than the grace of what no record names.
-const checkAfter = time.Minute
+// goneTries is how often a root is written whose packs are gone when a record names them: each
+// takes a store, or this host, that stood still for longer than the grace.
+const goneTries = 3
 
 // Config is what a Fold is built from.
 type Config struct {
@@ -242,8 +241,6 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 	if p.run.Tails > 0 {
 		through = p.run.After
 	}
-	var put func() error
-	begun := f.cfg.Now()
 	if after != through {
 		file, err := newWorking(f.cfg.Dir)
 		if err != nil {
@@ -254,9 +251,8 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 		if f.cfg.At(StepMerged); err != nil {
 			return err
 		}
-		named, begun = append(named, ref), f.cfg.Now()
-		put = func() error { return putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)) }
-		if err := put(); err != nil {
+		named = append(named, ref)
+		if err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err != nil { // behind the record it is never garbage
 			return err
 		}
 		f.cfg.At(StepStored)
@@ -266,11 +262,6 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 	}
 	if err := f.revise(ctx, was, StepRecorded, func(v *catalog.Volume) { v.Segments = named }); err != nil {
 		return err
-	}
-	if put != nil && f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
-		if err := put(); err != nil {
-			return fmt.Errorf("a segment behind entry %d, which the record names, is not there: %w", after.Seq, err)
-		}
 	}
 	err := f.reached(ctx)
 	if err == nil {
@@ -356,26 +347,23 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		cfg.Shared = f.cfg.Packs
 	}
 	changes := f.read(ctx, was, through, slices.Values(touched))
-	for {
-		begun := f.cfg.Now()
+	for range goneTries {
 		now, err := f.commitRoot(ctx, cfg, base, changes, through)
-		if err != nil {
-			return err
-		}
-		var missing []pack.ID
-		if f.root = now; f.cfg.Now().Sub(begun) > checkAfter {
-			if missing, err = pack.MissingPacks(ctx, store, now.Manifest, nil); err != nil {
-				return err
-			}
-		}
-		if len(missing) == 0 {
+		if err == nil {
+			f.root = now
 			return f.cut(ctx, store, was, now.Head, through)
 		}
-		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "packs", missing)
-		if slices.ContainsFunc(missing, func(id pack.ID) bool { _, old := base.Manifest.Pack(id); return old }) {
+		f.root = build.Base{}
+		var gone *catalog.GoneError
+		if !errors.As(err, &gone) {
+			return err
+		}
+		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "volume", was.ID, "err", err)
+		if slices.ContainsFunc(gone.Keys, base.Has) {
 			base, changes, cfg.Shared = build.Base{}, f.read(ctx, was, through, all(was)), nil
 		}
 	}
+	return fmt.Errorf("%w: packs are gone when the record names them, %d times", content.ErrUnavailable, goneTries)
 }
 
 // commitRoot builds a root and has it in the record.
@@ -387,13 +375,12 @@ func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base
 	}
 	f.cfg.Log.Debug("a volume was folded", "volume", was.ID, "chunks", stats.NewChunks, "bytes", stats.UploadedBytes)
 	return now, f.revise(ctx, was, StepFolded, func(v *catalog.Volume) {
-		v.Folded = catalog.Folded{Head: &now.Head, Lineage: now.Manifest.Lineage, Base: through}
+		v.Folded = catalog.Folded{Head: &now.Head, Lineage: now.Manifest.Lineage, Base: through, Since: stats.Since}
 	})
 }
 
 // cut does without what the root has: here, then in the bucket.
 func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume, head pack.Head, through content.Position) error {
-	f.cfg.At(StepChecked)
 	if err := f.reached(ctx); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -186,6 +187,7 @@ type world struct {
 	store   *mem.Bucket
 	origin  bucket.Bucket // store, or another that is real
 	catalog *catalog.Catalog
+	names   *records.Names
 	signer  trust.Signer
 	journal *memory
 	disk    []byte // what the guest wrote
@@ -230,13 +232,20 @@ func (w *world) foundAt(t testing.TB, origin bucket.Bucket) *world {
 	if w.catalog, err = catalog.New(catalog.Config{Bucket: w.origin, Verifier: trust.NewVerifier(mesh.Public()), Signer: w.signer, Now: w.now}); err != nil {
 		t.Fatal(err)
 	}
+	here := func() *catalog.Catalog { return w.catalog }
+	w.names, err = records.New(records.Config{Dir: t.TempDir(), Reader: here, Writer: here, Lost: func(error) {}, Verifier: trust.NewVerifier(mesh.Public()), Signer: w.signer,
+		Learn: func(records.Known) {}, Forget: func(content.CID, content.Scope) {}, Codec: content.NewCodec(), Now: w.now, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.names.Close() })
 	w.journal = &memory{id: content.VolumeID{7}, epoch: 1, size: diskSize}
 	w.body = catalog.Volume{ID: w.journal.id, Size: diskSize, Epoch: 1, Incarnation: 1, Holder: key.Public(), State: catalog.Attached, Policy: catalog.PolicyLocal}
 	b, err := w.body.Encode(content.NewCodec())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.known, err = w.catalog.Commit(t.Context(), catalog.Change{Kind: content.KindVolume, Name: "disk", Farm: "a", Body: b}); err != nil {
+	if w.known, err = w.names.Commit(t.Context(), catalog.Change{Kind: content.KindVolume, Name: "disk", Farm: "a", Body: b}); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -282,7 +291,7 @@ func (w *world) revise(ctx context.Context, change func(*catalog.Volume) error) 
 		if err != nil {
 			return err
 		}
-		r, err := w.catalog.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: "disk", Farm: "a", Base: &base, Body: b})
+		r, err := w.names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: "disk", Farm: "a", Base: &base, Body: b, Since: body.Since})
 		var taken *catalog.TakenError
 		switch {
 		case err == nil:

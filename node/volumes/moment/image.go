@@ -2,7 +2,6 @@ package moment
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -49,11 +48,7 @@ func (m Moment) Image(ctx context.Context, cfg build.Config, progress func(done,
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	missing, err := pack.MissingPacks(ctx, cfg.Bucket, b.Manifest(), nil)
-	if err == nil && len(missing) > 0 {
-		err = fmt.Errorf("%w: %d packs that it shares with the volume are gone; try again", content.ErrConflict, len(missing))
-	}
-	return catalog.Image{Head: head, Lineage: m.Lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, err
+	return catalog.Image{Head: head, Lineage: m.Lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, nil
 }
 
 // standing are the chunks of a moment that may not be holes: where they lie, or nowhere for

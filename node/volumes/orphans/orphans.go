@@ -75,7 +75,10 @@ func (k *Keeper) put(ctx context.Context, folder string, e index.Entry) error {
 		Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Folded: e.Folded,
 		At: end, Parent: e.From, Holder: k.Self, Created: k.Now(), FsUsed: e.FsUsed,
 	}
-	err = k.Records().PutSnapshot(ctx, nil, s)
+	if err = k.Records().PutSnapshot(ctx, nil, s); errors.Is(err, content.Gone) {
+		k.Log.Error("a snapshot of what was taken from this node has its journal, and lacks some of what that is behind", "snapshot", s.Ref(), "err", err)
+		err = nil
+	}
 	if !errors.Is(err, content.ErrExists) {
 		return err
 	}

@@ -25,9 +25,10 @@ type Registry interface {
 	// Snapshots those of a volume's snapshots, "" for all.
 	Volumes(ctx context.Context) []catalog.Record
 	Snapshots(ctx context.Context, volume string) []catalog.Record
-	// Commit writes a record over the one that it was made from, nil for a name that is
-	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
-	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
+	// Commit writes a record over its Base, nil for a name that is free: it is a
+	// *catalog.TakenError, ErrConflict or ErrExists if another is there. Where what it names
+	// is gone, it is as it was before, and the error content.Gone. The Farm is set by it.
+	Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error)
 	// Delete writes that the name of a record is free.
 	Delete(ctx context.Context, base catalog.Record) error
 }
@@ -102,7 +103,7 @@ func (x Records) PutVolume(ctx context.Context, name string, base *catalog.Recor
 	if err != nil {
 		return catalog.Record{}, err
 	}
-	return x.Registry.Commit(ctx, content.KindVolume, name, base, b)
+	return x.Registry.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Base: base, Body: b, Since: body.Since})
 }
 
 // Register writes the record of a new volume, over that of the name's last deletion if it had one.
@@ -117,7 +118,7 @@ func (x Records) Register(ctx context.Context, name string, gone catalog.Record,
 func (x Records) PutSnapshot(ctx context.Context, base *catalog.Record, body catalog.Snapshot) error {
 	b, err := body.Encode(x.Codec)
 	if err == nil {
-		_, err = x.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), base, b)
+		_, err = x.Registry.Commit(ctx, catalog.Change{Kind: content.KindSnapshot, Name: body.Ref().RecordName(), Base: base, Body: b, Since: body.Since, Damaged: body.Orphan})
 	}
 	return err
 }
@@ -227,7 +228,7 @@ func Busy() error {
 
 // IsOvertaken reports whether another record was written first.
 func IsOvertaken(err error) bool {
-	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
+	return !errors.Is(err, content.Gone) && (errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists))
 }
 
 // Purge deletes snapshots: what they hold goes with the next collection of garbage, but for what

@@ -33,8 +33,8 @@ const (
 type Group struct {
 	// Packs are those that have frames of their own.
 	Packs []pack.ID
-	// Stubs are the packs before them, as far as they are known: each with the one of Packs to which its stub leads,
-	// directly or through others. What maps have in a stub lies there.
+	// Stubs are all packs whose stubs lead to one of Packs, directly or through others, with that. What maps have in a stub
+	// lies there: what is left out here is taken for dead.
 	Stubs map[pack.ID]pack.ID
 }
 

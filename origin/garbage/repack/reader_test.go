@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/content"
@@ -226,5 +228,51 @@ func TestAFolderKeepsWhatIsBeingRead(t *testing.T) {
 		if err := o.Body.Close(); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("other bytes came, or %v", err)
 		}
+	}
+}
+
+// TestReadersBesideRepacks: many read with one Reader while packs are written anew, and those between are deleted.
+func TestReadersBesideRepacks(t *testing.T) {
+	w := newWorld(t)
+	h, reads := w.boot(t, 20, 16)
+	r := pack.NewReader(w)
+	done := make(chan struct{})
+	var readers errgroup.Group
+	for i := range 4 {
+		readers.Go(func() error {
+			for n := i; ; n++ {
+				if _, err := pack.ReadMoved(t.Context(), r, reads[n%len(reads)]); err != nil {
+					return err
+				}
+				if _, err := r.ReadManifest(t.Context(), h); err != nil {
+					return err
+				}
+				select {
+				case <-done:
+					return nil
+				default:
+				}
+			}
+		})
+	}
+	var before []pack.ID
+	for range 10 {
+		g := w.group(t)
+		w.all(t, h)
+		for _, id := range before {
+			if err := w.Delete(t.Context(), id.Key()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before = nil
+		for _, id := range g.Packs { // stubs by now that nothing but stubs has named
+			if _, named := g.Stubs[id]; !named && len(g.Stubs) > 0 {
+				before = append(before, id)
+			}
+		}
+	}
+	close(done)
+	if err := readers.Wait(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -230,6 +230,9 @@ func TestWhatLivesIsWrittenAnew(t *testing.T) {
 		}
 	}
 	// Importers know the fresh packs, by an index object.
+	if objects := w.Keys("index/"); len(objects) != 1 {
+		t.Fatalf("index objects: %v", objects)
+	}
 	x, err := index.Load(t.Context(), index.Config{Bucket: w, Scopes: []content.Scope{content.Mesh()}, Verifier: w.verifier})
 	if at, ok := x.Locate(t.Context(), content.Sum(chunkOf(1000))); err != nil || !ok || old.of(at.Pack) != at.Pack {
 		t.Fatalf("%v %v %v", at, ok, err)

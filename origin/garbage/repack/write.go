@@ -289,20 +289,30 @@ func (w *writing) stubs(ctx context.Context, filled []old, taker pack.ID, there 
 		if w.out.Moved[o.id] = o.taker; o.taker == taker {
 			again = append(again, o)
 		}
-		if w.cfg.Secure != nil && (there.IsZero() || o.at.IsZero() || o.at.Sub(there) > sureFor) {
-			lost, err := w.cfg.Secure(ctx, []string{taker.Key()})
-			if err != nil {
-				return nil, fmt.Errorf("look whether pack %s is there, which stubs name: %w", taker, err)
-			}
-			if len(lost) > 0 {
-				return append(again, filled[i+1:]...), nil
-			}
+		lost, err := w.lost(ctx, taker, there, o.at)
+		if err != nil {
+			return nil, err
 		}
-		if err := w.redirect(ctx, o.id, o.taker); err != nil {
+		if lost {
+			return append(again, filled[i+1:]...), nil
+		}
+		if err := w.redirect(ctx, o, there); err != nil {
 			return nil, err
 		}
 	}
 	return nil, nil
+}
+
+// lost reports whether a pack that was put at one time was collected before a stub named it at another.
+func (w *writing) lost(ctx context.Context, taker pack.ID, there, at time.Time) (bool, error) {
+	if w.cfg.Secure == nil || !there.IsZero() && !at.IsZero() && at.Sub(there) <= sureFor {
+		return false, nil
+	}
+	lost, err := w.cfg.Secure(ctx, []string{taker.Key()})
+	if err != nil {
+		return false, fmt.Errorf("look whether pack %s is there, which stubs name: %w", taker, err)
+	}
+	return len(lost) > 0, nil
 }
 
 // stub gives an old name to a stub that names taker, if what lies there is what it was; else it is ErrPrecondition, or
@@ -362,15 +372,21 @@ func (w *writing) look(ctx context.Context, id pack.ID) (old, error) {
 }
 
 // redirect has the stubs that lead to a pack by its old name lead to the one that took over: chains stay short. Where
-// another was at one of them, it leads there all the same.
-func (w *writing) redirect(ctx context.Context, id, taker pack.ID) error {
+// another was at one of them, or the taker is gone by then, it leads there all the same.
+func (w *writing) redirect(ctx context.Context, to old, there time.Time) error {
 	for _, before := range slices.Sorted(maps.Keys(w.group.Stubs)) {
-		if w.group.Stubs[before] != id {
+		if w.group.Stubs[before] != to.id {
 			continue
 		}
 		o, err := w.look(ctx, before)
-		if err == nil && o.taker != "" && o.taker != taker {
-			o, err = w.stub(ctx, o, taker)
+		if err == nil && o.taker != "" && o.taker != to.taker {
+			var lost bool
+			if o, err = w.stub(ctx, o, to.taker); err == nil {
+				lost, err = w.lost(ctx, to.taker, there, o.at)
+			}
+			if lost {
+				o, err = w.stub(ctx, o, to.id)
+			}
 		}
 		switch {
 		case damaged(err) || errors.Is(err, bucket.ErrPrecondition):

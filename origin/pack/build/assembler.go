@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -23,6 +25,7 @@ type assembler struct {
 	placed placed
 
 	w       *pack.Writer // the pack being filled, nil when none is
+	sending sync.Map     // IDs of own packs that are not in the bucket yet
 	buffers chan []byte  // free memory for packs
 	ship    func(pack.Sealed)
 
@@ -239,10 +242,16 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 			buf = make([]byte, 0, min(int64(a.cfg.PackSize), a.cfg.root().Size)*9/8+content.RunSize)
 		}
 		a.w = pack.NewWriter(id, buf)
+		a.sending.Store(id, true)
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// standing are the packs in the bucket that the root refers to so far.
+func (a *assembler) standing() []pack.ID {
+	return slices.DeleteFunc(slices.Clone(a.packs.IDs()), func(id pack.ID) bool { _, is := a.sending.Load(id); return is })
 }
 
 func (a *assembler) shipPack() error {

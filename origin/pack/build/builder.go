@@ -67,6 +67,10 @@ type Config struct {
 	// not stand in the base: what its maker needs to read the root without the bucket. It is called from
 	// several goroutines at once and in no order. The bytes are valid until it returns.
 	OnObject func(content.Verified)
+	// Standing is told again and again, Every so long, which packs in the bucket the root refers to so far; its error
+	// ends the Builder. nil is for what does not take long.
+	Standing func(ctx context.Context, packs []pack.ID) error
+	Every    time.Duration
 	// Codec encodes the metadata; nil makes one.
 	Codec *content.Codec
 	// Log receives what is worth telling an operator; nil discards it.
@@ -159,6 +163,8 @@ type Stats struct {
 	// Packs were uploaded, of UploadedBytes in all, metadata included.
 	Packs         int
 	UploadedBytes uint64
+	// Since is when the first of these was in the bucket, by the store's clock; zero where that is not known.
+	Since time.Time
 }
 
 // Builder makes an image out of chunks: it hashes and compresses on all cores, keeps the order, stores each
@@ -371,10 +377,19 @@ func (b *Builder) work(ctx context.Context) {
 
 // sequence does in order what was asked for.
 func (b *Builder) sequence(ctx context.Context) error {
+	var again <-chan time.Time
+	if b.cfg.Standing != nil {
+		again = time.Tick(b.cfg.Every)
+	}
 	for {
 		var j *job
 		select {
 		case j = <-b.order:
+		case <-again:
+			if err := b.cfg.Standing(ctx, b.assembler.standing()); err != nil {
+				return err
+			}
+			continue
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

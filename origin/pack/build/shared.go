@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -26,8 +27,9 @@ type Shared struct {
 type batch struct {
 	w     *pack.Writer
 	scope content.Scope
-	sent  bool  // guarded by sending, as is
-	err   error // what became of it
+	sent  bool      // guarded by sending, as are
+	at    time.Time // when it was there, by the store's clock,
+	err   error     // and what became of it
 }
 
 // fold has once fold a root into a pack that is shared. A root that fails leaves nothing
@@ -38,6 +40,7 @@ func (s *Shared) fold(ctx context.Context, cfg Config, once func(Config) (Base, 
 		err = s.send(ctx, cfg, at)
 	}
 	if err == nil || ctx.Err() != nil {
+		stats.Since = at.at
 		return now, stats, err
 	}
 	cfg.Log.Debug("a root gets packs of its own, as it can't share one", "why", err)
@@ -82,7 +85,7 @@ func (s *Shared) send(ctx context.Context, cfg Config, b *batch) error {
 	}
 	sealed, err := b.w.Seal(cfg.sign())
 	if err == nil {
-		_, err = pack.Store(ctx, cfg.Bucket, sealed)
+		b.at, err = pack.Store(ctx, cfg.Bucket, sealed)
 	}
 	if err != nil {
 		b.err = fmt.Errorf("a pack of several roots: %w", err)

@@ -10,11 +10,16 @@ import (
 )
 
 func (b *Builder) upload(ctx context.Context, s pack.Sealed) error {
-	if _, err := pack.Store(ctx, b.cfg.Bucket, s); err != nil {
+	at, err := pack.Store(ctx, b.cfg.Bucket, s)
+	if err != nil {
 		return err
 	}
+	b.assembler.sending.Delete(s.ID)
 	b.indexer.add(ctx, s)
 	b.stats.add(func(st *Stats) {
+		if st.Packs == 0 || at.Before(st.Since) {
+			st.Since = at
+		}
 		st.Packs++
 		st.UploadedBytes += uint64(len(s.Bytes))
 	})

@@ -2,8 +2,10 @@ package index
 
 import (
 	"context"
-	"sync"
+	"strconv"
 	"sync/atomic"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -12,13 +14,14 @@ import (
 // foreign is a pack that no member vouches for: its directory is a claim, and so
 // is what lies where it points. It is checked by runs, as far as it is needed.
 type foreign struct {
-	frames []pack.Extent // by offset, those that may be asked for
-	runs   [pack.SizeMax / content.RunSize]runCheck
+	frames  []pack.Extent // by offset, those that may be asked for
+	runs    [pack.SizeMax / content.RunSize]runCheck
+	reading singleflight.Group // by number of the run
 }
 
 // runCheck is one run of a foreign pack: it is read once.
 type runCheck struct {
-	once sync.Once
+	read atomic.Bool // or it could not be
 	good atomic.Bool // it was read, and each frame is what the directory says
 }
 
@@ -31,7 +34,8 @@ func newForeign(id pack.ID, p *gathered) *foreign {
 	}
 	for n := range f.runs {
 		if p.checked&(1<<n) != 0 {
-			f.runs[n].once.Do(func() { f.runs[n].good.Store(true) })
+			f.runs[n].good.Store(true)
+			f.runs[n].read.Store(true)
 		}
 	}
 	return f
@@ -43,7 +47,15 @@ func (f *foreign) check(ctx context.Context, x *Index, run pack.Run) bool {
 		return false
 	}
 	r := &f.runs[run.N]
-	r.once.Do(func() { r.good.Store(f.read(ctx, x, run)) })
+	if !r.read.Load() {
+		_, _, _ = f.reading.Do(strconv.Itoa(int(run.N)), func() (any, error) {
+			if !r.read.Load() {
+				r.good.Store(f.read(ctx, x, run))
+				r.read.Store(true)
+			}
+			return nil, nil
+		})
+	}
 	return r.good.Load()
 }
 

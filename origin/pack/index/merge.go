@@ -17,8 +17,6 @@ const (
 	smallMax = 16
 	// deadMin is the part of an index object that is of packs that are gone before it is written anew: a quarter.
 	deadMin = 4
-	// mergeTries bounds how often an index object is put while the store loses the replies.
-	mergeTries = 5
 )
 
 // Merged is what Merge has found, and done.
@@ -211,12 +209,7 @@ func (m *merge) replace(ctx context.Context, from []listed, p part) error {
 		if err != nil {
 			return err
 		}
-		for range mergeTries {
-			if err = putOnce(ctx, m.at, string(content.KeyIndexes)+string(id)+indexSuffix, b); !errors.Is(err, content.ErrUnavailable) {
-				break
-			}
-		}
-		if err != nil {
+		if err := putOnce(ctx, m.at, string(content.KeyIndexes)+string(id)+indexSuffix, b); err != nil {
 			return err
 		}
 		m.out.Written++

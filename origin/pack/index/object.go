@@ -43,6 +43,8 @@ const (
 	indexMagic  = "grange-index/3"
 	indexSuffix = ".index"
 
+	// putTries bounds how often an object is put while the store loses the replies.
+	putTries = 5
 	// ObjectSizeMax bounds an index object, in bytes: one PUT, and the memory of whoever writes it.
 	ObjectSizeMax = 32 << 20
 )
@@ -113,10 +115,17 @@ func Store(ctx context.Context, to bucket.Bucket, id pack.ID, packs []Pack) erro
 	return putOnce(ctx, to, string(content.KeyIndexes)+string(id)+indexSuffix, b)
 }
 
-func putOnce(ctx context.Context, to bucket.Bucket, key string, b []byte) error {
-	_, err := to.Put(ctx, key, bucket.Bytes(b), bucket.IfAbsent())
-	if errors.Is(err, bucket.ErrPrecondition) {
-		return nil
+// putOnce puts what nobody else puts otherwise under that key: whoever finds it there is done, and so a lost reply is
+// settled by another try.
+func putOnce(ctx context.Context, to bucket.Bucket, key string, b []byte) (err error) {
+	for range putTries {
+		_, err = to.Put(ctx, key, bucket.Bytes(b), bucket.IfAbsent())
+		if errors.Is(err, bucket.ErrPrecondition) {
+			return nil
+		}
+		if !errors.Is(err, bucket.ErrUnknown) {
+			break
+		}
 	}
 	return err
 }

@@ -1,0 +1,275 @@
+package records
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/garbage"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// What a record names may be garbage by the time that it is written: whoever writes one may have slept since it
+// was known to be there. So each commit of a record that begins to name something has that stay, see package
+// garbage: unless the store's own clock says that too little time has passed for anything to have become of it.
+// No clock of a node tells, as one that was suspended has none that does.
+//
+// What is not seen to be there yet is noted with the record on disk: after a crash the next commit over it begins
+// anew, and takes nothing of what it replaces for granted.
+
+// sightsMax is how many records of a root are looked at for one that was just seen: there are few, as a rule.
+const sightsMax = 32
+
+// added is what a record names that the one before it did not.
+type added struct {
+	id       string // of the name
+	head     *pack.Head
+	segments []content.SegmentRef
+	root     content.CID
+	from     content.Ref
+	kept     *pack.Head // of what was there before
+	doubted  bool       // so that nothing of that is taken for granted
+}
+
+// adds is what e names beyond what it replaces, if that is a record. Segments of a volume's own journal are not
+// among that: what lies behind its record is never garbage.
+func (n *Names) adds(e trust.Envelope, base *catalog.Record) (x added, err error) {
+	d, err := catalog.Describe(n.cfg.Codec, e)
+	if err != nil || e.Tombstone {
+		return x, err
+	}
+	var was catalog.Content
+	if x.id = key(e.Kind, e.Name); base != nil {
+		if was, err = catalog.Describe(n.cfg.Codec, base.Envelope); err != nil {
+			was, err = catalog.Content{}, nil // it names nothing that can be told
+		}
+		n.mu.Lock()
+		said := n.entry(x.id).said
+		n.mu.Unlock()
+		x.doubted = said != nil && said.Commit == base.Commit && said.unproved
+	}
+	x.root, x.from, x.kept = d.Root, d.From, was.Head
+	if d.Head != nil && (x.doubted || !isSame(d.Head, was.Head)) {
+		x.head = d.Head
+	}
+	for _, s := range d.Segments {
+		if s.Volume != d.Volume && (x.doubted || !slices.Contains(was.Segments, s)) {
+			x.segments = append(x.segments, s)
+		}
+	}
+	return x, nil
+}
+
+func (x added) isNothing() bool { return x.head == nil && len(x.segments) == 0 }
+
+// isSame reports whether two heads are of the same objects; a volume's has its farm's scope.
+func isSame(a, b *pack.Head) bool {
+	return a != nil && b != nil && a.Root == b.Root && a.Node == b.Node && a.Page == b.Page && a.Manifest == b.Manifest
+}
+
+// isSure reports whether nothing can have become of what a record names, which landed at a time by the store's
+// clock: since is from when on that is known to be there, zero for not known. Another record that names the same,
+// and was seen then, is as good.
+func (n *Names) isSure(x added, since, landed time.Time) bool {
+	if x.isNothing() {
+		return true
+	}
+	if x.doubted || landed.IsZero() {
+		return false
+	}
+	if !since.IsZero() && landed.Sub(since) <= garbage.SureFor {
+		return true
+	}
+	ids := []string{key(x.from.Kind, x.from.RecordName())}
+	for _, scope := range []content.Scope{content.Public(), content.Mesh(), content.Farm(n.farm())} {
+		if x.head != nil {
+			ids = append(ids, n.index.linked(rootKey{x.root, scope}.link(), sightsMax)...)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(ids, func(id string) bool {
+		k := n.entry(id).said
+		return id != x.id && k != nil && !k.Tombstone && !k.unproved && !k.Now.IsZero() && landed.Sub(k.Now) <= garbage.SureFor &&
+			(x.head == nil || isSame(x.head, k.Head)) && !slices.ContainsFunc(x.segments, func(s content.SegmentRef) bool { return !slices.Contains(k.Segments, s) })
+	})
+}
+
+// commitAtOrigin is Commit by a catalog.
+func (n *Names) commitAtOrigin(ctx context.Context, c *catalog.Catalog, ch catalog.Change) (catalog.Record, error) {
+	asked := n.cfg.Now()
+	r, err := c.Commit(ctx, ch)
+	if err != nil {
+		return r, err
+	}
+	x, err := n.adds(r.Envelope, ch.Base)
+	if err != nil {
+		return r, err
+	}
+	sure := n.isSure(x, ch.Since, r.Now)
+	if err := n.wrote(r, asked, sure); err != nil || sure {
+		return r, err
+	}
+	lost, err := x.secure(ctx, c.Bucket())
+	switch {
+	case err != nil:
+		return r, fmt.Errorf("write %s %q: whether all that it names is there: %w", r.Kind, r.Name, err)
+	case len(lost) == 0:
+		return r, n.wrote(r, asked, true)
+	}
+	err = &catalog.GoneError{Kind: r.Kind, Name: r.Name, Keys: lost}
+	if !ch.Damaged {
+		err = errors.Join(err, n.takeBack(ctx, c, ch.Base, r))
+	}
+	return r, err
+}
+
+// wrote is Told of a record that this node has written, and whether all is there that it names.
+func (n *Names) wrote(r catalog.Record, asked time.Time, proved bool) error {
+	k, err := n.describe(r)
+	if err != nil {
+		return err
+	}
+	n.changeForGood(key(r.Kind, r.Name), func(e entry) entry {
+		e = e.taking(k, n.isBad).told(k, asked, n.cfg.Now())
+		if said := e.said; said != nil && said.Commit == k.Commit && said.unproved == proved {
+			now := *said
+			now.unproved = !proved
+			e.said = &now
+		}
+		return e
+	})
+	return nil
+}
+
+// takeBack writes what was there before over a record that names what is gone.
+func (n *Names) takeBack(ctx context.Context, c *catalog.Catalog, base *catalog.Record, r catalog.Record) error {
+	back := catalog.Change{Kind: r.Kind, Name: r.Name, Farm: r.Farm, Base: &r, Delete: true}
+	var since time.Time
+	if base != nil && !base.Tombstone {
+		back.Kind, back.Farm, back.Body, back.Delete, since = base.Kind, base.Farm, base.Body, false, base.Now
+	}
+	asked := n.cfg.Now()
+	w, err := c.Commit(ctx, back)
+	if err != nil {
+		return fmt.Errorf("take that back: %w", err)
+	}
+	x, err := n.adds(w.Envelope, nil)
+	x.kept = x.head
+	sure := err == nil && n.isSure(x, since, w.Now)
+	if !sure && err == nil { // for a moment no record has named it
+		var lost []string
+		if lost, err = x.secure(ctx, c.Bucket()); len(lost) > 0 {
+			n.cfg.Log.Error("what a record named before is gone too", "kind", w.Kind, "name", w.Name, "objects", lost)
+		}
+		sure = err == nil && len(lost) == 0
+	}
+	return errors.Join(err, n.wrote(w, asked, sure))
+}
+
+// submitAtOrigin writes a record for a member. Only that can take it back, so what it names has to stay before it is
+// written.
+func (n *Names) submitAtOrigin(ctx context.Context, c *catalog.Catalog, e trust.Envelope, s Submission) (catalog.Record, error) {
+	var base *catalog.Record
+	now, err := c.Get(ctx, e.Kind, e.Name)
+	if err == nil && now.ETag == s.ETag {
+		base = &now
+	}
+	x, err := n.adds(e, base)
+	if err != nil || x.isNothing() || now.Commit == e.Commit {
+		return c.Submit(ctx, s.Sealed, s.ETag)
+	}
+	// as in commitAtOrigin, with what is known just before
+	secure := func() error {
+		lost, err := x.secure(ctx, c.Bucket())
+		if err == nil && len(lost) > 0 {
+			err = &catalog.GoneError{Kind: e.Kind, Name: e.Name, Keys: lost}
+		}
+		return err
+	}
+	if err := secure(); err != nil {
+		return catalog.Record{}, err
+	}
+	r, err := c.Submit(ctx, s.Sealed, s.ETag)
+	if x.doubted = false; err == nil && !n.isSure(x, now.Now, r.Now) {
+		err = secure()
+	}
+	return r, err
+}
+
+// secure has all stay that is named, and returns the keys of what is gone.
+func (x added) secure(ctx context.Context, at bucket.Bucket) (lost []string, err error) {
+	var keys []string
+	if x.head != nil {
+		m, err := pack.NewReader(at).ReadManifest(ctx, *x.head)
+		switch {
+		case isGone(err):
+			return []string{x.head.Manifest.Pack.Key()}, nil
+		case err != nil:
+			return nil, err
+		}
+		for _, p := range m.Packs {
+			keys = append(keys, p.ID.Key())
+		}
+	}
+	for _, s := range x.segments {
+		if s.Tails == 0 {
+			keys = append(keys, s.Key())
+			continue
+		}
+		tails, err := tailKeys(ctx, at, s)
+		if err != nil {
+			return nil, err
+		}
+		if keys = append(keys, tails...); len(tails) < s.Tails {
+			lost = append(lost, s.TailKey())
+		}
+	}
+	more, err := garbage.Secure(ctx, at, keys, x.keeps(ctx, at))
+	return append(lost, more...), err
+}
+
+// isGone reports whether an error says that an object is not what it was any more.
+func isGone(err error) bool {
+	return errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrInvalid)
+}
+
+// keeps tells of packs that were named before. What those are is read once it is asked.
+func (x added) keeps(ctx context.Context, at bucket.Bucket) func(key string) bool {
+	var was *pack.Manifest
+	return func(key string) bool {
+		if x.kept == nil {
+			return false
+		}
+		if was == nil {
+			m, _ := pack.NewReader(at).ReadManifest(ctx, *x.kept) // one that can't be read keeps nothing
+			was = &m
+		}
+		id, err := pack.ParseKey(key)
+		_, kept := was.Pack(id)
+		return err == nil && kept
+	}
+}
+
+// tailKeys are those of the tails that a segment lies in.
+func tailKeys(ctx context.Context, at bucket.Bucket, s content.SegmentRef) (keys []string, err error) {
+	first := s.TailKey()
+	epoch := first[:strings.LastIndexByte(first[:strings.LastIndexByte(first, '-')], '-')+1]
+	for info, err := range at.List(ctx, epoch, "") {
+		if err != nil {
+			return nil, fmt.Errorf("look for the tails of volume %s: %w", s.Volume, err)
+		}
+		ref, tail, err := content.ParseJournalKey(info.Key)
+		if err == nil && tail && s.After.Number <= ref.After.Number && ref.After.Number < s.Through.Number {
+			keys = append(keys, info.Key)
+		}
+	}
+	return keys, nil
+}

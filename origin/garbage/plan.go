@@ -1,0 +1,322 @@
+package garbage
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+const (
+	// repackMax bounds the packs that are written anew in one run: 16 GiB of them.
+	repackMax = 512
+	// repackDead is the part of a pack, one in so many, that has to be dead for it to be written anew, and
+	// repackLeast as many bytes: each costs two puts and a read, and its readers a detour.
+	repackDead  = 10
+	repackLeast = 64 << 10
+	// sharedMax bounds, of those, packs of which several roots need some: only their maps say whether it is the same, and
+	// that is read once their grace is over.
+	sharedMax = 64
+)
+
+// terms are what a run keeps to.
+type terms struct {
+	now   time.Time // by the store's clock
+	epoch uint64
+	grace time.Duration
+	share float64
+	yes   bool
+	waste float64
+}
+
+// plan is what a run does with tombstones, and why. Deciding it does nothing.
+type plan struct {
+	finish  []Batch // condemned by a run that has ended before it was through
+	condemn []Batch // their grace is over; less what lives by now
+	release []Batch // less what lives by now
+	fresh   []Batch // without keys of their own yet
+	next    time.Time
+	going   Amount // what is deleted or written anew
+	waiting Amount
+	marked  Amount
+	live    Amount
+	rows    map[Row]Amount
+}
+
+// decide is pure.
+func decide(m *marks, t terms) *plan {
+	p := &plan{rows: map[Row]Amount{}}
+	for _, b := range m.batches {
+		p.old(m, b, t)
+	}
+	p.mark(m, t)
+	for i := range m.packs.rows {
+		p.standing(m, &m.packs.rows[i])
+	}
+	for _, x := range m.journals {
+		if x.state.is(isLive) {
+			p.count(Row{What: "segment", Why: "named, or not in a root yet", Then: "stays"}, x.size)
+			p.live.add(x.size)
+		} else if x.state.is(isHeld) {
+			p.count(Row{What: "segment", Why: "something that can't be read may name it", Then: "stays"}, x.size)
+		}
+	}
+	return p
+}
+
+func (a *Amount) add(bytes int64) { a.Objects, a.Bytes = a.Objects+1, a.Bytes+bytes }
+
+func (p *plan) count(row Row, bytes int64) {
+	a := p.rows[row]
+	a.add(bytes)
+	p.rows[row] = a
+}
+
+// object is what a key is of.
+type object struct {
+	what, scope string
+	size        int64
+	state       *rowState
+}
+
+// object finds what a key is of; false where nothing has it any more.
+func (s *survey) object(key string) (object, bool) {
+	if strings.HasPrefix(key, string(content.KeyJournals)) {
+		x := s.segment(key)
+		if x == nil {
+			return object{}, false
+		}
+		return object{"segment", "", x.size, &x.state}, true
+	}
+	id, err := pack.ParseKey(key)
+	if err != nil {
+		return object{}, false
+	}
+	r := s.packs.find(id)
+	if r == nil {
+		return object{}, false
+	}
+	return s.pack(r), true
+}
+
+func (s *survey) pack(r *row) object {
+	what := "pack"
+	if r.state.is(isStub) {
+		what = "stub"
+	}
+	return object{what, s.packs.scopes[r.scope], int64(r.size), &r.state}
+}
+
+// old decides on a batch that is there.
+func (p *plan) old(m *marks, b Batch, t terms) {
+	due := time.UnixMilli(b.Since).Add(t.grace)
+	over := !due.After(m.began)
+	rest := b
+	if !b.Condemned {
+		rest = b.without(func(key string) bool { return !p.stays(m, b, key) })
+	}
+	why, then := "no record names it", "is deleted"
+	switch {
+	case b.Condemned:
+		p.finish = append(p.finish, b)
+		why = "no record names it, and a run has begun to delete it"
+	case over && rest.size() > 0:
+		rest = settled(m, rest)
+		p.condemn = append(p.condemn, rest)
+	default:
+		then = "waits for the end of its grace"
+		if rest.size() < b.size() || b.size() == 0 { // committers have taken all out
+			p.release = append(p.release, rest)
+		}
+		if rest.size() > 0 && (p.next.IsZero() || due.Before(p.next)) {
+			p.next = due
+		}
+	}
+	for key := range rest.keys() {
+		o, there := m.object(key)
+		if !there {
+			continue
+		}
+		*o.state |= isTombstoned
+		row := Row{What: o.what, Scope: o.scope, Why: why, Then: then}
+		if slices.Contains(rest.Repack, key) {
+			row.Why = "much of it is dead"
+			if over || b.Condemned {
+				row.Then = "what lives of it is written anew"
+			}
+		}
+		p.count(row, o.size)
+		if over || b.Condemned {
+			p.going.add(o.size)
+		} else {
+			p.waiting.add(o.size)
+		}
+	}
+}
+
+// stays reports whether a key of a batch keeps its tombstone: what is dead is deleted, and what lives is repacked.
+func (p *plan) stays(m *marks, b Batch, key string) bool {
+	o, there := m.object(key)
+	if !there || o.state.is(isHeld) {
+		return false
+	}
+	repack := slices.Contains(b.Repack, key)
+	if repack && o.state.is(isStub) {
+		return false
+	}
+	if o.state.is(isLive) && !repack {
+		p.count(Row{What: o.what, Scope: o.scope, Why: "a record names it again", Then: "loses its tombstone"}, o.size)
+		return false
+	}
+	return true
+}
+
+// settled deletes those packs of a batch that were to be written anew, and of which nothing lives by now.
+func settled(m *marks, b Batch) Batch {
+	dead := func(key string) bool { o, there := m.object(key); return there && !o.state.is(isLive) }
+	for _, key := range b.Repack {
+		if dead(key) {
+			b.Delete = append(slices.Clone(b.Delete), key)
+		}
+	}
+	slices.Sort(b.Delete)
+	b.Repack = slices.DeleteFunc(slices.Clone(b.Repack), dead)
+	return b
+}
+
+// mark gives tombstones to all that is dead and has none.
+func (p *plan) mark(m *marks, t terms) {
+	var dead []string
+	take := func(key string, o object) {
+		if o.state.is(isLive | isHeld | isTombstoned) {
+			return
+		}
+		*o.state |= isTombstoned
+		dead = append(dead, key)
+		p.marked.add(o.size)
+		p.count(Row{What: o.what, Scope: o.scope, Why: "no record names it", Then: "gets a tombstone, and goes " + span(t.grace) + " later"}, o.size)
+	}
+	for i := range m.journals {
+		x := &m.journals[i]
+		take(x.key, object{"segment", "", x.size, &x.state})
+	}
+	for i := range m.packs.rows {
+		r := &m.packs.rows[i]
+		take(m.packs.id(r).Key(), m.pack(r))
+	}
+	anew := p.anew(m, t)
+	for _, r := range anew {
+		r.state |= isTombstoned
+		p.marked.add(int64(r.size))
+		p.count(Row{What: "pack", Scope: m.packs.scopes[r.scope], Why: "much of it is dead", Then: "what lives of it is written anew, " + span(t.grace) + " later"}, int64(r.size))
+	}
+	since := t.now.UnixMilli()
+	for keys := range slices.Chunk(dead, batchMax) {
+		p.fresh = append(p.fresh, Batch{Since: since, Epoch: t.epoch, Delete: keys})
+	}
+	for rows := range slices.Chunk(anew, batchMax) {
+		var keys []string
+		for _, r := range rows {
+			keys = append(keys, m.packs.id(r).Key())
+		}
+		p.fresh = append(p.fresh, Batch{Since: since, Epoch: t.epoch, Repack: slices.Sorted(slices.Values(keys))})
+	}
+	if len(p.fresh) > 0 && p.next.IsZero() {
+		p.next = t.now.Add(t.grace)
+	}
+}
+
+func span(d time.Duration) string {
+	if d%time.Hour == 0 {
+		return fmt.Sprintf("%d h", d/time.Hour)
+	}
+	return d.String()
+}
+
+// anew chooses the packs to be written anew: those with the most dead in them first, as long as more than the waste that is
+// allowed is in all. Of packs that several roots need it is not known how much they have in common: some are tried.
+func (p *plan) anew(m *marks, t terms) []*row {
+	if t.waste < 0 {
+		return nil
+	}
+	var able, maybe []*row
+	total, dead, hidden := int64(0), int64(0), int64(0)
+	for i := range m.packs.rows {
+		r := &m.packs.rows[i]
+		if !r.state.is(isLive) || r.state.is(isStub) {
+			continue
+		}
+		total += int64(r.size)
+		lost := max(0, int64(r.size)-int64(r.live))
+		dead += lost
+		switch {
+		case r.state.is(isHeld | isTombstoned):
+		case worthwhile(lost, r.size):
+			able = append(able, r)
+		case r.state.is(isShared) && worthwhile(int64(r.size)-int64(r.most), r.size):
+			maybe = append(maybe, r)
+			hidden += int64(r.size) - int64(r.most) - lost
+		}
+	}
+	part := func(r *row) float64 { return float64(r.live) / float64(r.size) }
+	slices.SortFunc(able, func(a, b *row) int { return cmp.Or(cmp.Compare(part(a), part(b)), compareRows(*a, *b)) })
+	n := 0
+	for ; n < len(able) && n < repackMax && float64(dead) > t.waste*float64(total); n++ {
+		dead -= int64(able[n].size) - int64(able[n].live)
+	}
+	if n < len(able) || float64(dead+hidden) <= t.waste*float64(total) {
+		return able[:n]
+	}
+	rank := func(r *row) uint64 { return content.Weight(string(m.packs.id(r)), strconv.FormatUint(t.epoch, 10)) }
+	slices.SortFunc(maybe, func(a, b *row) int { return cmp.Compare(rank(a), rank(b)) }) // others each time
+	return append(able, maybe[:min(len(maybe), sharedMax)]...)
+}
+
+// worthwhile reports whether so much that is dead pays for writing the rest of a pack anew.
+func worthwhile(dead int64, size uint32) bool {
+	return dead >= leastOf(int64(size))
+}
+
+func leastOf(size int64) int64 { return max(repackLeast, size/repackDead) }
+
+// standing counts a pack that keeps its place.
+func (p *plan) standing(m *marks, r *row) {
+	o := m.pack(r)
+	row := Row{What: o.what, Scope: o.scope, Why: "records name it", Then: "stays"}
+	switch {
+	case r.state.is(isTombstoned) && !r.state.is(isLive): // counted with its batch
+		return
+	case r.state.is(isLive):
+		if p.live.add(o.size); r.state.is(isTombstoned) {
+			return
+		}
+	default:
+		row.Why = "something that can't be read may name it"
+	}
+	p.count(row, o.size)
+}
+
+// beyond reports whether more goes than may unasked.
+func (p *plan) beyond(m *marks, t terms) bool {
+	return !t.yes && float64(p.going.Bytes) > t.share*float64(m.total.Bytes)
+}
+
+// sorted are the rows of the report.
+func (p *plan) sorted() []Row {
+	rows := make([]Row, 0, len(p.rows))
+	for _, row := range slices.Collect(maps.Keys(p.rows)) {
+		amount := p.rows[row]
+		row.Amount = amount
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b Row) int {
+		return cmp.Or(cmp.Compare(a.Then, b.Then), cmp.Compare(a.What, b.What), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Why, b.Why))
+	})
+	return rows
+}

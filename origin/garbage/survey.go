@@ -1,0 +1,181 @@
+package garbage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+const (
+	// readsAtOnce bounds the requests in flight.
+	readsAtOnce = 16
+	// segmentsMax bounds the objects of journals that are listed, some 200 bytes each: those of a million volumes, as a
+	// fold deletes its own.
+	segmentsMax = 4 << 20
+	// probeAge is how old what a start of a node has left behind is at least.
+	probeAge = 24 * time.Hour
+)
+
+// survey is what lies at an origin, beside its records.
+type survey struct {
+	began    time.Time // by the store's clock, before anything was listed
+	batches  []Batch
+	packs    table
+	moved    map[pack.ID]pack.ID // what stubs say
+	lost     []pack.ID           // stubs that can't be read
+	journals []segment
+	scopes   []content.Scope // that have packs or index objects
+	probes   []string
+	total    Amount // of packs and journals
+	other    Amount // of all else but records
+}
+
+// segment is an object of a journal.
+type segment struct {
+	key   string
+	ref   content.SegmentRef // as far as its key says
+	tail  bool
+	size  int64
+	state rowState
+}
+
+// look lists all but the records, and reads the batches and stubs. What is not known here is content.ErrUnknown.
+func look(ctx context.Context, at *dated) (*survey, error) {
+	s := &survey{moved: map[pack.ID]pack.ID{}}
+	for b, err := range batches(ctx, at) {
+		if err != nil {
+			return nil, err
+		}
+		s.batches = append(s.batches, b)
+	}
+	for info, err := range at.List(ctx, "", "") {
+		if err == nil {
+			if s.began.IsZero() {
+				s.began = info.Now
+			}
+			err = s.take(info, at)
+		}
+		if errors.Is(err, errPast) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the origin: %w", err)
+		}
+	}
+	// What lies behind the records is of no space that is known.
+	for info, err := range at.List(ctx, "", strings.TrimSuffix(string(content.KeyRecords), "/")+"0") {
+		if err == nil {
+			err = fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
+		}
+		return nil, fmt.Errorf("list the origin: %w", err)
+	}
+	return s, s.readStubs(ctx, at)
+}
+
+var errPast = errors.New("the records begin") // ends a list
+
+func (s *survey) take(info bucket.Info, at *dated) error {
+	space := content.KeySpace(info.Key[:strings.IndexByte(info.Key, '/')+1])
+	switch space {
+	case content.KeyRecords:
+		return errPast
+	case content.KeyPacks:
+		return s.takePack(info)
+	case content.KeyJournals:
+		return s.takeSegment(info)
+	case content.KeyProbes:
+		if at.now().Sub(info.Modified) > probeAge {
+			s.probes = append(s.probes, info.Key)
+		}
+	case content.KeyIndexes:
+		id, err := pack.CutKey(info.Key, space, path.Ext(info.Key)) // named like a pack
+		if err == nil {
+			s.scope(id.Scope())
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w: %w", info.Key, content.ErrUnknown, err)
+		}
+	case content.KeyGarbage: // as read before
+	default:
+		if info.Key != content.KeyMesh {
+			return fmt.Errorf("%s: %w; move it elsewhere if nothing of the mesh has put it there", info.Key, content.ErrUnknown)
+		}
+	}
+	s.other.Objects, s.other.Bytes = s.other.Objects+1, s.other.Bytes+info.Size
+	return nil
+}
+
+func (s *survey) scope(scope content.Scope) {
+	if !slices.Contains(s.scopes, scope) {
+		s.scopes = append(s.scopes, scope)
+	}
+}
+
+func (s *survey) takePack(info bucket.Info) error {
+	id, err := pack.ParseKey(info.Key)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", info.Key, content.ErrUnknown, err)
+	}
+	s.total.Objects, s.total.Bytes = s.total.Objects+1, s.total.Bytes+info.Size
+	s.scope(id.Scope())
+	return s.packs.add(id, min(info.Size, pack.SizeMax))
+}
+
+func (s *survey) takeSegment(info bucket.Info) error {
+	ref, tail, err := content.ParseJournalKey(info.Key)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", info.Key, content.ErrUnknown, err)
+	}
+	if len(s.journals) == segmentsMax {
+		return fmt.Errorf("%w: there are more than %d segments of journals, as many as a collection knows", content.ErrInvalid, segmentsMax)
+	}
+	s.total.Objects, s.total.Bytes = s.total.Objects+1, s.total.Bytes+info.Size
+	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size})
+	return nil
+}
+
+// segment returns an object of a journal by its key; nil for none.
+func (s *survey) segment(key string) *segment {
+	i, ok := slices.BinarySearchFunc(s.journals, key, func(x segment, key string) int { return strings.Compare(x.key, key) })
+	if !ok {
+		return nil
+	}
+	return &s.journals[i]
+}
+
+// readStubs learns where packs moved to. A stub that can't be read leaves that open.
+func (s *survey) readStubs(ctx context.Context, at *dated) error {
+	group, reading := errgroup.WithContext(ctx)
+	group.SetLimit(readsAtOnce)
+	var mu sync.Mutex // guards moved
+	for i := range s.packs.rows {
+		r := &s.packs.rows[i]
+		if !r.state.is(isStub) {
+			continue
+		}
+		group.Go(func() error {
+			id := s.packs.id(r)
+			f, err := pack.ReadFooter(reading, at, id)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil && isDamage(err) {
+				s.lost = append(s.lost, id)
+				return nil
+			}
+			s.moved[id] = f.Moved()
+			return err
+		})
+	}
+	return group.Wait()
+}

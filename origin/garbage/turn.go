@@ -1,0 +1,120 @@
+package garbage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// silentMax is how long a run may say nothing of itself before another member takes over from it, and heartbeat how
+	// often it does.
+	silentMax = 10 * time.Minute
+	heartbeat = time.Minute
+)
+
+// turn is the right to collect: the record of the origin's collection, as this run has written it last. Whoever has written
+// it since has the right now.
+type turn struct {
+	catalog *catalog.Catalog
+	clock   *dated
+	codec   *content.Codec
+	record  catalog.Record
+	body    catalog.Collection
+}
+
+// takeTurn takes the next epoch.
+func takeTurn(ctx context.Context, cfg Config, clock *dated) (*turn, error) {
+	c, err := catalog.New(catalog.Config{Bucket: clock, Verifier: cfg.Verifier, Signer: cfg.Signer, Now: clock.now})
+	if err != nil {
+		return nil, err
+	}
+	t := &turn{catalog: c, clock: clock, codec: content.NewCodec()}
+	var base *catalog.Record
+	switch current, err := c.Get(ctx, content.KindCollection, catalog.CollectionName); {
+	case errors.Is(err, content.ErrNotFound):
+	case err != nil:
+		return nil, err
+	default:
+		base = &current
+		if t.body, err = catalog.DecodeCollection(t.codec, current.Body); err != nil {
+			return nil, err
+		}
+	}
+	self, now := cfg.Signer.Key.Public(), clock.now()
+	if seen := time.UnixMilli(t.body.Seen); t.body.Epoch > 0 && t.body.Ended == 0 && t.body.Holder != self && now.Sub(seen) < silentMax {
+		return nil, fmt.Errorf("%w: %s collects the garbage of this origin, and was at it %s ago", content.Running, t.body.Holder, now.Sub(seen).Round(time.Second))
+	}
+	t.body = catalog.Collection{Epoch: t.body.Epoch + 1, Holder: self, Began: now.UnixMilli(), Seen: now.UnixMilli(), Report: t.body.Report}
+	return t, t.write(ctx, base)
+}
+
+func (t *turn) write(ctx context.Context, base *catalog.Record) error {
+	b, err := t.body.Encode(t.codec)
+	if err != nil {
+		return err
+	}
+	r, err := t.catalog.Commit(ctx, catalog.Change{Kind: content.KindCollection, Name: catalog.CollectionName, Body: b, Base: base})
+	if errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists) {
+		return fmt.Errorf("%w: another member collects the garbage of this origin by now: %w", content.ErrFenced, err)
+	}
+	if err == nil {
+		t.record = r
+	}
+	return err
+}
+
+// hold makes sure that the right is still this run's: it is asked before anything is condemned, or deleted.
+func (t *turn) hold(ctx context.Context) error {
+	now, err := t.catalog.Get(ctx, content.KindCollection, catalog.CollectionName)
+	if err != nil {
+		return err
+	}
+	if now.Commit != t.record.Commit {
+		return fmt.Errorf("%w: another run has begun since, of epoch above %d", content.ErrFenced, t.body.Epoch)
+	}
+	if err := t.clock.doubted(); err != nil {
+		return err
+	}
+	at := t.clock.now()
+	if at.Sub(time.UnixMilli(t.body.Seen)) < heartbeat {
+		return nil
+	}
+	t.body.Seen = at.UnixMilli()
+	return t.write(ctx, &t.record)
+}
+
+// Summary is what the collection's record says of the last run.
+type Summary struct {
+	Epoch    uint64    `json:"epoch"`
+	At       time.Time `json:"at"`
+	Live     Amount    `json:"live"`
+	Marked   Amount    `json:"marked"`
+	Deleted  Amount    `json:"deleted"`
+	Repacked Amount    `json:"repacked"`
+	Waiting  Amount    `json:"waiting"`
+	Next     time.Time `json:"next,omitzero"`
+	Broken   int       `json:"broken"`
+	Error    string    `json:"error,omitempty"`
+}
+
+// end says what a run has done, and that it has ended.
+func (t *turn) end(ctx context.Context, r Report, failed error) error {
+	s := Summary{Epoch: t.body.Epoch, At: r.At, Live: r.Live, Marked: r.Marked, Deleted: r.Deleted, Repacked: r.Repacked, Waiting: r.Waiting, Next: r.Next, Broken: len(r.Broken)}
+	if failed != nil {
+		s.Error = content.Line(failed)
+		s.Error = s.Error[:min(len(s.Error), 512)]
+	}
+	var err error
+	if t.body.Report, err = json.Marshal(s); err != nil {
+		return err
+	}
+	t.body.Seen = t.clock.now().UnixMilli()
+	t.body.Ended = t.body.Seen
+	return t.write(ctx, &t.record)
+}
