@@ -32,6 +32,9 @@ import (
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
+// stopTimeout bounds what a stop waits for.
+const stopTimeout = 15 * time.Second
+
 // services are what a node does beside passing on what it has of others' content.
 type services struct {
 	// origin is opened, with the credentials of this host: what a node without one knows of names, and all chunks, it has
@@ -222,6 +225,13 @@ func (n *Node) runVolumes(ctx context.Context, above []part) error {
 		return upper.Wait()
 	})
 	return group.Wait()
+}
+
+func (n *Node) runOperations(ctx context.Context) error {
+	<-ctx.Done()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return n.Operations.Close(ctx)
 }
 
 // Collectors returns the metrics of all parts.
