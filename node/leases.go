@@ -5,17 +5,14 @@ import (
 
 	"github.com/grangemesh/grange/node/leases"
 	"github.com/grangemesh/grange/origin/catalog"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 func (n *Node) openLeases(context.Context) error {
 	n.leases = leases.New(leases.Config{
 		Self: n.identity.Public(), Farm: n.Farm(), Wanted: n.reads, Commit: n.Names.Commit,
 		Origin: func() bool { state := n.origin.now().state; return state == originOK || state == originNone }, // else a member writes them
-		List: func(ctx context.Context, kind content.Kind, begin string) []catalog.Record {
-			return listed(ctx, n.Names, kind, begin)
-		},
-		Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+		List:   registry{names: n.Names}.list,
+		Codec:  n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return nil
 }

@@ -37,12 +37,10 @@ const stopTimeout = 15 * time.Second
 
 // services are what a node does beside passing on what it has of others' content.
 type services struct {
-	// origin is opened, with the credentials of this host: what a node without one knows
-	// of names, and all chunks, it has from members, and it publishes nothing, neither
-	// for itself nor for others.
+	// origin is opened, with the credentials of this host: what a node without one knows of names, and all chunks, it has
+	// from members, and it publishes nothing, neither for itself nor for others.
 	origin bool
-	// volumes are served to this host, trees shown, and instances run; a node without has nil for its Volumes, Mounts and
-	// Instances.
+	// volumes are served to this host, trees shown, and instances run; without, the node's Volumes and the like are nil.
 	volumes bool
 }
 

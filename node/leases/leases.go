@@ -96,15 +96,12 @@ func (l *Leases) Run(ctx context.Context) error {
 
 // look compares, where there is anything to compare and the origin answers.
 func (l *Leases) look(ctx context.Context) error {
-	want, err := l.wanted()
-	if err != nil {
-		return err
-	}
+	want := l.wanted()
 	same := maps.EqualFunc(want, l.last, func(a, b wanted) bool { return bytes.Equal(a.body, b.body) })
 	if same && l.cfg.Now().Before(l.due) || !l.cfg.Origin() {
 		return nil
 	}
-	err = l.compare(ctx, want)
+	err := l.compare(ctx, want)
 	if l.last, l.due = want, l.cfg.Now().Add(compareEvery); err != nil {
 		l.due = l.cfg.Now().Add(againAfter)
 	}
@@ -114,20 +111,18 @@ func (l *Leases) look(ctx context.Context) error {
 type wanted struct {
 	what string
 	body []byte
+	bad  error // why there can be none, and none is changed
 }
 
 // wanted are the leases that there are to be, by their names.
-func (l *Leases) wanted() (map[string]wanted, error) {
+func (l *Leases) wanted() map[string]wanted {
 	out := map[string]wanted{}
 	for _, w := range l.cfg.Wanted() {
 		w.Lineage = nil
 		body, err := catalog.Lease{Folded: w.Folded, Size: w.Size, Holder: l.cfg.Self, What: w.What}.Encode(l.cfg.Codec)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", w.What, err)
-		}
-		out[catalog.LeaseName(l.cfg.Self, content.Sum([]byte(w.What)))] = wanted{w.What, body}
+		out[catalog.LeaseName(l.cfg.Self, content.Sum([]byte(w.What)))] = wanted{w.What, body, err}
 	}
-	return out, nil
+	return out
 }
 
 // compare writes what is not there, and deletes what is there and not wanted.
@@ -139,6 +134,10 @@ func (l *Leases) compare(ctx context.Context, want map[string]wanted) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		old, is := there[name]
+		if bad := want[name].bad; bad != nil {
+			errs = append(errs, fmt.Errorf("lease of %s: %w", want[name].what, bad))
+			continue
+		}
 		if is && bytes.Equal(old.Body, want[name].body) && !l.doubted[name] {
 			continue
 		}

@@ -265,3 +265,14 @@ func TestALeaseTakesTombstonesAway(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOneThatCanNotBe keeps none of the others from being.
+func TestOneThatCanNotBe(t *testing.T) {
+	w := newWorld(t)
+	long := strings.Repeat("x", 300)
+	w.want = []Want{{What: "volume blank"}, w.reads(t, "volume a", 2), w.reads(t, long+"1", 3), w.reads(t, long+"2", 4)}
+	if err := w.look(t.Context()); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+	w.is(t, "one is of nothing", "volume a", long[:256], long[:256])
+}

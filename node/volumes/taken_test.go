@@ -385,3 +385,42 @@ func TestSnapshotThatStayedBehindIsPromoted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// goneBase is an origin that lacks what a volume was made from: each record of one is deleted again.
+type goneBase struct{ *store }
+
+func (x goneBase) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	r, err := x.store.Commit(ctx, ch)
+	if err == nil {
+		err = x.store.Delete(ctx, r)
+	}
+	return r, errors.Join(err, &catalog.GoneError{Kind: ch.Kind, Name: ch.Name, Keys: []string{"packs/x"}})
+}
+
+// TestALateVolumeOfWhatIsGone: that its record was deleted again says nothing of the volume, which is served on here, and
+// registered once it can be.
+func TestALateVolumeOfWhatIsGone(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.store.down = true
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 10, 1)
+	p.store.down = false
+	p.a.cfg.Registry = goneBase{p.store}
+	for range 3 {
+		if err := p.a.commitLater(t.Context(), "disk"); !errors.Is(err, content.Gone) {
+			t.Fatalf("%v", err)
+		}
+		if got := p.a.state(t, "disk"); got != terms.StateUncommitted {
+			t.Fatalf("it is %s", got)
+		}
+	}
+	p.a.cfg.Registry = p.store
+	if err := p.a.commitLater(t.Context(), "disk"); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.a.state(t, "disk"); got != terms.StateAttached {
+		t.Errorf("it is %s", got)
+	}
+	p.a.is(t, "disk", shadow)
+}

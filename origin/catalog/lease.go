@@ -3,6 +3,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -43,6 +44,7 @@ func LeaseNames(holder trust.PublicKey) string { return fmt.Sprintf("%x-", holde
 
 // Encode returns the body's canonical CBOR. What no lease may have is ErrInvalid.
 func (l Lease) Encode(c *content.Codec) ([]byte, error) {
+	l.What = strings.ToValidUTF8(l.What[:min(len(l.What), sourceMax)], "") // a folder may be called anything
 	w := leaseWire{Magic: leaseMagic, Lease: l}
 	err := l.check()
 	if err == nil && l.Head != nil {
@@ -79,8 +81,8 @@ func DecodeLease(c *content.Codec, b []byte) (Lease, error) {
 
 func (l Lease) check() error {
 	switch {
-	case l.Holder == trust.PublicKey{} || l.Size < 0 || len(l.What) > sourceMax:
-		return fmt.Errorf("holder %s, size %d, and %d bytes for what", l.Holder, l.Size, len(l.What))
+	case l.Holder == trust.PublicKey{} || l.Size < 0:
+		return fmt.Errorf("holder %s, size %d", l.Holder, l.Size)
 	case len(l.Lineage) > 0 || len(l.Segments) > SegmentsMax:
 		return fmt.Errorf("%d ancestors and %d segments", len(l.Lineage), len(l.Segments))
 	case l.Head == nil && len(l.Segments) == 0:

@@ -36,8 +36,8 @@ type marks struct {
 	heads  []pack.Head
 	names  int64 // records that name anything
 
-	mu       sync.Mutex                            // guards all above and below while records are read
-	seen     map[pack.Extent]bool                  // manifests
+	mu       sync.Mutex // guards all above and below while records are read
+	seen     map[read]bool
 	volumes  map[content.VolumeID]content.Position // those that have a record, and up to where that has their journals
 	segments map[string]bool                       // keys that are named
 	tails    map[content.VolumeID][]content.SegmentRef
@@ -45,6 +45,12 @@ type marks struct {
 	held     bool // journals: a record that can't be read may name any
 	broken   []Broken
 	absent   []absence
+}
+
+// read is a manifest that is read, and whose it is to be: another may be named by mistake.
+type read struct {
+	manifest  pack.Extent
+	top, page content.CID
 }
 
 // absence are packs that a record names and the list of all did not show.
@@ -70,7 +76,7 @@ func hourOf(t time.Time) uint32 {
 func mark(ctx context.Context, src Source, s *survey, wanted map[pack.ID]bool, progress func(done int64)) (*marks, error) {
 	at := src.Bucket.(*dated)
 	m := &marks{
-		survey: s, reader: pack.NewReader(src.Bucket), wanted: wanted, seen: map[pack.Extent]bool{}, volumes: map[content.VolumeID]content.Position{},
+		survey: s, reader: pack.NewReader(src.Bucket), wanted: wanted, seen: map[read]bool{}, volumes: map[content.VolumeID]content.Position{},
 		segments: map[string]bool{}, tails: map[content.VolumeID][]content.SegmentRef{},
 	}
 	for _, id := range s.lost {
@@ -156,16 +162,20 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 	if !h.Root.Map.IsHole() {
 		m.name(h.Node.Pack, 0)
 	}
-	if m.seen[h.Manifest] {
+	of := read{h.Manifest, h.Root.Map, h.Page.CID}
+	if m.seen[of] {
 		return nil
 	}
-	m.seen[h.Manifest] = true
+	m.seen[of] = true
 	return h
 }
 
 // root marks what a root needs, by its manifest; by its map, where that can't be read.
 func (m *marks) root(ctx context.Context, r Record, h pack.Head) error {
 	manifest, err := m.reader.ReadManifest(ctx, h)
+	if err == nil {
+		err = manifest.CheckOf(content.NewCodec(), h)
+	}
 	if errors.Is(err, content.ErrUnknown) || err != nil && !isDamage(err) {
 		return fmt.Errorf("%s: %w", r.Label(), err)
 	}

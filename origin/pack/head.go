@@ -248,6 +248,16 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	return content.Seal(b), nil
 }
 
+// CheckOf fails with ErrCorrupt unless the manifest is of a head's root: any other may be named there, and says nothing of
+// what the root needs.
+func (m Manifest) CheckOf(c *content.Codec, h Head) error {
+	root, err := h.Root.Encode(c)
+	if err == nil && (m.Root != root.CID() || m.Page != h.Page.CID) {
+		err = fmt.Errorf("manifest: %w: it is of root %s, not of %s", content.ErrCorrupt, m.Root, root.CID())
+	}
+	return err
+}
+
 // Pack returns what the root needs of a pack; false for nothing.
 func (m Manifest) Pack(id ID) (PackRefs, bool) {
 	i, ok := slices.BinarySearchFunc(m.Packs, id, func(p PackRefs, id ID) int { return cmp.Compare(p.ID, id) })

@@ -345,7 +345,7 @@ func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) 
 }
 
 // MissingPacks returns those packs of m that are not in the bucket, or not the same by what the caller knows
-// of them; same may be nil. A committer asks after its commit, and reports success only when there are none.
+// of them; same may be nil. It is for who has built on what an index knew; that all stays is seen to by package garbage.
 // It costs a list for each hour that the packs are from.
 func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
 	var missing []ID

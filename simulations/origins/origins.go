@@ -203,7 +203,7 @@ func (o *Origin) Tails(id content.VolumeID, after content.Position, sizes ...int
 }
 
 func next(id content.VolumeID, after content.Position, n int) (content.SegmentRef, []byte) {
-	body := bytes.Repeat([]byte{id[0], byte(after.Number), 3, 5, 7}, n)[:n]
+	body := bytes.Repeat([]byte{id[0], byte(after.Number), 3, 5, 7}, n/5+1)[:n]
 	return content.SegmentRef{
 		Volume: id, Epoch: 1, After: after, Through: content.Position{Number: after.Number + 1, Seq: after.Seq + 10}, Bytes: int64(n), Sum: content.HalfSum(body),
 	}, body

@@ -129,6 +129,9 @@ func (c *copier) compare(ctx context.Context, rec garbage.Record) (cond bucket.C
 func (c *copier) complete(ctx context.Context, rec garbage.Record) (keys []string, bad, err error) {
 	if rec.Head != nil {
 		m, err := c.reader.ReadManifest(ctx, *rec.Head)
+		if err == nil {
+			err = m.CheckOf(content.NewCodec(), *rec.Head)
+		}
 		if bad, err = parted(err); bad != nil || err != nil {
 			return nil, bad, err
 		}

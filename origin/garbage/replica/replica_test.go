@@ -192,8 +192,12 @@ func TestDamageIsNotCopied(t *testing.T) {
 			other := w.Object(w.Packs(w.other)[0].Key())
 			w.Damage(w.Packs(w.one)[0].Key(), func([]byte) []byte { return other[:len(other)-1] })
 		}, []string{"image:one", "image:same"}},
-		"a missing pack":                  {func(w *world) { w.Damage(w.Packs(w.one)[0].Key(), gone) }, []string{"image:one", "image:same"}},
-		"a record with a bad signature":   {func(w *world) { w.Damage("records/image/other", flip(100)) }, []string{"image:other"}},
+		"a missing pack":                {func(w *world) { w.Damage(w.Packs(w.one)[0].Key(), gone) }, []string{"image:one", "image:same"}},
+		"a record with a bad signature": {func(w *world) { w.Damage("records/image/other", flip(100)) }, []string{"image:other"}},
+		"a manifest of another root": {func(w *world) {
+			w.other.Manifest = w.one.Manifest
+			w.Name(content.KindImage, "other", w.other)
+		}, []string{"image:other"}},
 		"a missing segment":               {func(w *world) { w.Damage(w.web[1].Key(), gone) }, []string{"snapshot:web@1", "volume:web"}},
 		"a flipped byte of a segment":     {func(w *world) { w.Damage(w.web[2].Key(), flip(9)) }, []string{"volume:web"}},
 		"a missing tail":                  {func(w *world) { w.Damage(w.tails[0], gone) }, []string{"volume:db"}},

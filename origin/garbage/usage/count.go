@@ -204,6 +204,9 @@ func (c *count) name(rec garbage.Record) (number uint32, isNew bool, err error) 
 // root reads the manifest of one.
 func (c *count) root(ctx context.Context, number uint32, rec garbage.Record) error {
 	m, err := c.reader.ReadManifest(ctx, *rec.Head)
+	if err == nil {
+		err = m.CheckOf(content.NewCodec(), *rec.Head)
+	}
 	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt) {
 		c.broken(rec.Label(), err)
 		return nil

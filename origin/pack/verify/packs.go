@@ -13,7 +13,7 @@ import (
 // PacksMax bounds the packs of a list that are remembered, some 40 bytes each; of those that are more each is asked for.
 const PacksMax = 4 << 20
 
-// Packs is what a list of a bucket says of its packs. The zero Packs is that of no list.
+// Packs is what a list of a bucket says of its packs: see ListPacks.
 type Packs struct {
 	from  bucket.Bucket
 	sizes map[[16]byte]uint32 // by half the sum of the ID

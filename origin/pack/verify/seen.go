@@ -17,7 +17,7 @@ const (
 )
 
 // Seen is what was read and is right, whatever root names it: it is not read again. What is more than it may keep is.
-// Safe for concurrent use; the zero Seen is nil.
+// A nil Seen has seen nothing, and learns nothing. Safe for concurrent use.
 type Seen struct {
 	seed maphash.Seed // of the hashes that stand for what was read: nobody can make two that are the same
 

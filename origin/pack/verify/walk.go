@@ -356,12 +356,8 @@ func (w *walk) manifest(ctx context.Context, packs refs) error {
 	if err != nil {
 		return bad(err)
 	}
-	root, err := w.head.Root.Encode(content.NewCodec())
-	if err != nil {
-		return err
-	}
-	if m.Root != root.CID() || m.Page != w.head.Page.CID {
-		return bad(fmt.Errorf("%w: it is of root %s, not of %s", content.ErrCorrupt, m.Root, root.CID()))
+	if err := m.CheckOf(content.NewCodec(), w.head); err != nil {
+		return bad(err)
 	}
 	for _, id := range slices.Sorted(maps.Keys(packs)) {
 		if _, ok := m.Pack(id); !ok {
