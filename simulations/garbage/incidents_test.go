@@ -109,7 +109,7 @@ func TestAHalfDoneBatch(t *testing.T) {
 }
 
 // stride is that of tests which do something at each request.
-func stride() int { return soak.Of(2, 1) }
+func stride() int { return soak.Of(3, 1) }
 
 // TestAFreshPackWhoseRecordTakesDays is incident 3 (SlateDB #604, #984, #1028, #1035: what a writer had put and no manifest
 // named yet was deleted): an importer stands still between its pack and its record until collections have deleted that. It
