@@ -17,7 +17,7 @@ import (
 // TestCollectionsTakeNothing: as TestPromisesAreKept, while the garbage of the origin is collected in between, behind its
 // grace: what volumes, snapshots, orphans and forks are made of is there still, also what members have half done.
 func TestCollectionsTakeNothing(t *testing.T) {
-	setRapid(t, map[string]string{"rapid.checks": strconv.Itoa(soak.Of(8, 1000)), "rapid.steps": "60", "rapid.seed": soak.Of("15", "0")})
+	setRapid(t, map[string]string{"rapid.checks": strconv.Itoa(soak.Of(4, 1000)), "rapid.steps": "60", "rapid.seed": soak.Of("15", "0")})
 	gone := 0
 	rapid.Check(t, func(r *rapid.T) {
 		inBubble(t, func(t *testing.T) {
