@@ -86,9 +86,8 @@ func mark(ctx context.Context, src Source, s *survey, wanted map[pack.ID]bool, p
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
 	var err error
-	var r Record
-	for r, err = range src.Records(reading) {
-		if err == nil && errors.Is(r.Err, content.ErrUnknown) {
+	for r, bad := range src.Records(reading) { // each record its own: its root is read while the loop goes on
+		if err = bad; err == nil && errors.Is(r.Err, content.ErrUnknown) {
 			err = r.Err
 		}
 		if err != nil {

@@ -3,6 +3,7 @@ package garbage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -390,10 +391,14 @@ func TestDamagedRecordIsHeld(t *testing.T) {
 	w.same(t, before)
 }
 
-// TestDamagedManifest: a root whose manifest can't be read is marked by its map.
+// TestDamagedManifest: a root whose manifest can't be read is marked by its map, and is said to be broken under its own
+// name.
 func TestDamagedManifest(t *testing.T) {
 	w := dead(t)
 	head := w.publish(t, "x", chunks(100, 20_000))
+	for i := range uint64(20) { // which are read beside it
+		w.publish(t, fmt.Sprint("y", i), chunks(2, 30_000+10*i))
+	}
 	key := head.Manifest.Pack.Key()
 	b, _, err := bucket.ReadAll(t.Context(), w, key, pack.SizeMax)
 	if err != nil {
