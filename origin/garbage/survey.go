@@ -129,7 +129,7 @@ func (s *survey) takePack(info bucket.Info) error {
 	}
 	s.total.Objects, s.total.Bytes = s.total.Objects+1, s.total.Bytes+info.Size
 	s.scope(id.Scope())
-	return s.packs.add(id, min(info.Size, pack.SizeMax))
+	return s.packs.add(id, min(info.Size, pack.SizeMax), s.age(info))
 }
 
 func (s *survey) takeSegment(info bucket.Info) error {
@@ -141,8 +141,16 @@ func (s *survey) takeSegment(info bucket.Info) error {
 		return fmt.Errorf("%w: there are more than %d segments of journals, as many as a collection knows", content.ErrInvalid, segmentsMax)
 	}
 	s.total.Objects, s.total.Bytes = s.total.Objects+1, s.total.Bytes+info.Size
-	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size})
+	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size, state: s.age(info)})
 	return nil
+}
+
+// age tells what was put just now: whoever has put it may name it without a look.
+func (s *survey) age(info bucket.Info) rowState {
+	if info.Modified.After(s.began.Add(-GraceMin)) {
+		return isYoung
+	}
+	return 0
 }
 
 // segment returns an object of a journal by its key; nil for none.
