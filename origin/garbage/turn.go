@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -66,6 +67,13 @@ func (t *turn) unbelieved(ctx context.Context) (*catalog.Record, error) {
 			return nil, err
 		}
 		if info.Key == key {
+			b, _, err := bucket.ReadAll(ctx, t.clock, key, content.RecordSizeMax)
+			if err == nil {
+				_, err = trust.Peek(b)
+			}
+			if errors.Is(err, content.ErrUnknown) || errors.Is(err, content.ErrUnavailable) {
+				return nil, err
+			}
 			return &catalog.Record{Envelope: trust.Envelope{Kind: content.KindCollection, Name: catalog.CollectionName}, ETag: info.ETag}, nil
 		}
 	}
