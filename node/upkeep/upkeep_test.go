@@ -144,7 +144,7 @@ func TestACollectionThatNobodyBelieves(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, err := u.cfg.Signer.Seal(trust.Envelope{Kind: content.KindCollection, Name: catalog.CollectionName, Version: 1, SignedAt: time.Now(), Body: body, Commit: trust.NewCommit()})
+			b, err := u.cfg.Signer.Seal(trust.Envelope{Kind: content.KindCollection, Name: catalog.CollectionName, Version: 1, SignedAt: time.Now().Add(ahead), Body: body, Commit: trust.NewCommit()})
 			if err != nil {
 				t.Fatal(err)
 			}
