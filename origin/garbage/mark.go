@@ -35,6 +35,7 @@ type marks struct {
 	wanted map[pack.ID]bool
 	heads  []pack.Head
 	names  int64 // records that name anything
+	turn   bool  // that of the collection is among the records
 
 	mu       sync.Mutex // guards all above and below while records are read
 	seen     map[read]bool
@@ -126,6 +127,7 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.names++
+	m.turn = m.turn || r.Space == content.KindCollection
 	if r.Err != nil {
 		if m.report(Broken{Name: r.Label(), Error: content.Line(r.Err)}); r.Space == content.KindCollection || r.Space == content.KindRevocation {
 			return nil // which name nothing

@@ -111,6 +111,9 @@ func (r *run) collect(ctx context.Context) error {
 	}
 	r.marks, err = mark(ctx, r.cfg.Source, s, wanted, func(done int64) { r.cfg.Progress(Progress{Phase: "records", Done: done}) })
 	r.report.Broken = r.marks.broken
+	if err == nil && r.turn != nil && !r.marks.turn {
+		err = fmt.Errorf("%w: its list of all records left out the one that this run has just written", bucket.ErrDoubt)
+	}
 	if err == nil {
 		err = r.at.doubted()
 	}
