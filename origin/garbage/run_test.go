@@ -313,18 +313,21 @@ func TestListsThatLie(t *testing.T) {
 	}
 }
 
-// TestListThatLeavesOut: a pack that a record names, and that is there, and that no list shows.
+// TestListThatLeavesOut: a pack that a record names, or a record that was just written, and that is there, and that no list
+// shows.
 func TestListThatLeavesOut(t *testing.T) {
 	w := dead(t)
 	head := w.publish(t, "hidden", chunks(30, 7000))
 	w.later(time.Hour)
-	cfg := w.config()
-	cfg.Bucket = hiding{w, head.Node.Pack.Key()}
 	all := w.keys(t, string(content.KeyPacks))
-	if _, err := Run(t.Context(), cfg); !errors.Is(err, bucket.ErrDoubt) {
-		t.Fatal(err)
+	for _, key := range []string{head.Node.Pack.Key(), "records/collection/origin"} {
+		cfg := w.config()
+		cfg.Bucket = hiding{w, key}
+		if _, err := Run(t.Context(), cfg); !errors.Is(err, bucket.ErrDoubt) {
+			t.Fatal(key, err)
+		}
+		w.same(t, all)
 	}
-	w.same(t, all)
 }
 
 // hiding is a store whose lists leave out one key.
