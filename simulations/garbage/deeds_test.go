@@ -78,13 +78,15 @@ func (s *stage) drawn(from []deed) deed {
 	return from[0]
 }
 
+var errOperation = errors.New("it has failed") // whose cause is text alone
+
 // ended waits for an operation.
 func (p *process) ended(v operations.View, err error) error {
 	if err == nil {
 		v, err = p.work.Wait(context.Background(), v.ID)
 	}
 	if err == nil && v.Error != "" {
-		err = errors.New(v.Error)
+		err = fmt.Errorf("%w: %s", errOperation, v.Error)
 	}
 	return err
 }

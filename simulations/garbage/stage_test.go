@@ -45,8 +45,8 @@ type stage struct {
 	deeds  sync.WaitGroup
 	again  *bucket.RetryConfig // how often nodes send a request; nil is once
 
-	mu      sync.Mutex           // guards what follows
-	fate    func(mem.Op) verdict // nil where the director says
+	mu      sync.Mutex // guards what follows
+	fate    fate       // nil where the director says
 	waiting []*request
 	late    []func()
 	acting  int // deeds under way
@@ -55,6 +55,18 @@ type stage struct {
 	acked   map[trust.Commit]bool
 	made    int
 }
+
+// fate says at once what becomes of a request.
+type fate func(p *process, op mem.Op, key string) verdict
+
+func (s *stage) fated(f fate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fate = f
+}
+
+// well has each request succeed at once.
+func well(*process, mem.Op, string) verdict { return goes }
 
 // faults are how many of a thousand requests fail, unheard or with their reply lost, or are carried out long after
 // whoever sent them has given up.
@@ -260,16 +272,18 @@ func (l lane) ask(ctx context.Context, op mem.Op, key string) (verdict, error) {
 	s := l.p.s
 	r := &request{l.p, string(op) + " " + key, make(chan verdict, 1)}
 	s.mu.Lock()
-	switch {
-	case l.p.dead:
+	if l.p.dead {
 		s.mu.Unlock()
 		return fails, errAway
-	case s.fate != nil:
-		r.go_ <- s.fate(op)
-	default:
+	}
+	fate := s.fate
+	if fate == nil {
 		s.waiting = append(s.waiting, r)
 	}
 	s.mu.Unlock()
+	if fate != nil {
+		r.go_ <- fate(l.p, op, key)
+	}
 	select {
 	case v := <-r.go_:
 		switch {
