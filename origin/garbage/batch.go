@@ -143,6 +143,9 @@ func readBatch(ctx context.Context, from bucket.Bucket, key string) (Batch, erro
 		b.key, b.etag = key, info.ETag
 		return b, err
 	})
+	if errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrUnknown) {
+		err = fmt.Errorf("%w; what it says is lost: delete that object when no collection of garbage is under way, and the next begins anew", err)
+	}
 	if err != nil {
 		return Batch{}, fmt.Errorf("read %s: %w", key, err)
 	}
@@ -157,7 +160,7 @@ func batches(ctx context.Context, from bucket.Bucket) iter.Seq2[Batch, error] {
 			var b Batch
 			if err == nil {
 				if _, bad := pack.CutKey(info.Key, content.KeyGarbage, batchSuffix); bad != nil {
-					err = fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
+					err = listing("tombstones", fmt.Errorf("%s: %w", info.Key, content.ErrUnknown))
 				} else if b, err = readBatch(ctx, from, info.Key); errors.Is(err, content.ErrNotFound) {
 					continue
 				}
