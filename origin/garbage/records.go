@@ -2,6 +2,7 @@ package garbage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -196,34 +197,15 @@ func (r *Record) decode(c *content.Codec) (err error) {
 	if e.Tombstone {
 		return nil
 	}
-	var again func(*content.Codec) ([]byte, error)
-	switch e.Kind {
-	case content.KindImage, content.KindTag, content.KindTree:
-		var body catalog.Image
-		body, err = catalog.DecodeImage(c, e.Body)
-		r.Head, again = &body.Head, body.Encode
-	case content.KindVolume:
-		var body catalog.Volume
-		body, err = catalog.DecodeVolume(c, e.Body)
-		r.Head, r.Segments, r.Volume, r.Through, again = body.Head, body.Segments, body.ID, body.Through(), body.Encode
-	case content.KindSnapshot:
-		var body catalog.Snapshot
-		body, err = catalog.DecodeSnapshot(c, e.Name, e.Body)
-		r.Head, r.Segments, again = body.Head, body.Segments, body.Encode
-	case content.KindInstance:
-		var body catalog.Instance
-		body, err = catalog.DecodeInstance(c, e.Body)
-		r.Head, again = body.Head, body.Encode
-	case content.KindLease:
-		var body catalog.Lease
-		body, err = catalog.DecodeLease(c, e.Body)
-		r.Head, r.Segments, again = body.Head, body.Segments, body.Encode
-	case content.KindCollection, content.KindRevocation:
-		return nil
-	default:
+	d, again, err := catalog.Decode(c, e)
+	switch {
+	case again != nil:
+		r.Head, r.Segments, r.Volume, r.Through = cmp.Or(d.Head, d.Leased), d.Segments, d.Volume, d.Through
+		return r.known(c, again, err)
+	case e.Kind != content.KindCollection && e.Kind != content.KindRevocation:
 		return fmt.Errorf("%w: kind %.40q", content.ErrUnknown, e.Kind)
 	}
-	return r.known(c, again, err)
+	return nil
 }
 
 // known tells a body that says more than this version can read from one that is damaged: what is left out of it might be

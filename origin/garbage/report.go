@@ -50,6 +50,9 @@ type Amount struct {
 	Bytes   int64 `json:"bytes"`
 }
 
+// Add counts one more object.
+func (a *Amount) Add(bytes int64) { a.Objects, a.Bytes = a.Objects+1, a.Bytes+bytes }
+
 // Report is what a run has found, and done. Times are by the store's clock.
 type Report struct {
 	Epoch uint64    `json:"epoch" doc:"rises with each run that is not dry"`

@@ -185,8 +185,8 @@ func (r *run) write(ctx context.Context) error {
 		}
 		for key := range b.keys() {
 			o, _ := r.marks.object(key)
-			r.report.Marked.add(o.size)
-			r.report.Waiting.add(o.size)
+			r.report.Marked.Add(o.size)
+			r.report.Waiting.Add(o.size)
 		}
 	}
 	return nil
@@ -274,7 +274,7 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 	err := group.Wait()
 	for _, size := range gone {
 		if size > 0 {
-			r.report.Deleted.add(size)
+			r.report.Deleted.Add(size)
 		}
 	}
 	r.cfg.Progress(Progress{Phase: "delete", Done: r.report.Deleted.Objects, Total: r.plan.going.Objects})

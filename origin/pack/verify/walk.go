@@ -48,11 +48,10 @@ func (w *walk) reading(ctx context.Context, read func()) error {
 
 // damaged counts d, or returns its error when that says nothing of the image.
 func (w *walk) damaged(ctx context.Context, d Damage) error {
-	missing := errors.Is(d.Err, content.ErrNotFound)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if !missing && !errors.Is(d.Err, content.ErrCorrupt) && !errors.Is(d.Err, content.ErrForbidden) && !errors.Is(d.Err, content.ErrInvalid) {
+	if !content.IsDamage(d.Err) {
 		return d.Err
 	}
 	suspect := errors.Is(d.Err, content.ErrCorrupt) && (d.What == whatEnd || w.suspect(ctx, d.Extent))
@@ -60,7 +59,7 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 		if suspect && !slices.Contains(r.Suspect, d.Extent.Pack) {
 			r.Suspect = append(r.Suspect, d.Extent.Pack)
 		}
-		if missing {
+		if errors.Is(d.Err, content.ErrNotFound) {
 			r.Missing++
 		} else {
 			r.Bad++
