@@ -35,7 +35,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	cfg.Bucket, cfg.Now = at, at.now
 	r := &run{cfg: cfg, at: at}
 	err := catalog.CheckMesh(ctx, at, cfg.Verifier.Mesh())
-	r.report = Report{At: at.now(), Dry: cfg.DryRun}
+	r.report = Report{Totals: Totals{At: at.now()}, Dry: cfg.DryRun}
 	if err == nil && !cfg.DryRun {
 		if err = probe(ctx, at); err == nil {
 			r.turn, err = takeTurn(ctx, cfg, at)
