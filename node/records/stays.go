@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
@@ -203,7 +202,7 @@ func (x added) secure(ctx context.Context, at bucket.Bucket) (lost []string, err
 			keys = append(keys, s.Key())
 			continue
 		}
-		tails, err := tailKeys(ctx, at, s)
+		tails, err := catalog.TailKeys(ctx, at, s)
 		if err != nil {
 			return nil, err
 		}
@@ -237,20 +236,4 @@ func (x added) keeps(ctx context.Context, at bucket.Bucket) func(keys []string) 
 		}
 		return kept
 	}
-}
-
-// tailKeys are those of the tails that a segment lies in.
-func tailKeys(ctx context.Context, at bucket.Bucket, s content.SegmentRef) (keys []string, err error) {
-	first := s.TailKey()
-	epoch := first[:strings.LastIndexByte(first[:strings.LastIndexByte(first, '-')], '-')+1]
-	for info, err := range at.List(ctx, epoch, "") {
-		if err != nil {
-			return nil, fmt.Errorf("look for the tails of volume %s: %w", s.Volume, err)
-		}
-		ref, tail, err := content.ParseJournalKey(info.Key)
-		if err == nil && tail && s.After.Number <= ref.After.Number && ref.After.Number < s.Through.Number {
-			keys = append(keys, info.Key)
-		}
-	}
-	return keys, nil
 }

@@ -123,6 +123,8 @@ type Content struct {
 	// Segments are those that it names, and Volume whose record it is, zero for none.
 	Segments []content.SegmentRef
 	Volume   content.VolumeID
+	// Through is up to where a volume's record has its journal: what lies behind may be acknowledged.
+	Through content.Position
 	// Leased is the head of a lease, which keeps its content and stands for nothing.
 	Leased *pack.Head
 	// Target is the image that a tag was set on.
@@ -159,41 +161,14 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 	case e.Tombstone:
 		return d, nil
 	}
-	switch e.Kind {
-	case content.KindImage, content.KindTag, content.KindTree:
-		body, err := DecodeImage(c, e.Body)
-		if err == nil {
-			err = isOf(e.Kind, body.Head)
-		}
-		if err != nil {
-			return d, err
-		}
-		d.Head, d.Lineage, d.Target = &body.Head, body.Lineage, body.Target
-	case content.KindVolume:
-		body, err := DecodeVolume(c, e.Body)
-		if err != nil {
-			return d, err
-		}
-		d.Head, d.Lineage, d.Segments, d.Volume = body.Head, body.Lineage, body.Segments, body.ID
-	case content.KindLease:
-		body, err := DecodeLease(c, e.Body)
-		if err != nil {
-			return d, err
-		}
-		d.Leased, d.Segments = body.Head, body.Segments
-	case content.KindInstance:
-		body, err := DecodeInstance(c, e.Body)
-		if err != nil {
-			return d, err
-		}
-		d.Head, d.Lineage = body.Head, body.Lineage
-	case content.KindSnapshot:
-		body, err := DecodeSnapshot(c, e.Name, e.Body)
-		if err != nil {
-			return d, err
-		}
-		d.Head, d.Lineage, d.Segments = body.Head, body.Lineage, body.Segments
+	said, _, err := Decode(c, e)
+	if err == nil && said.Head != nil {
+		err = isOf(e.Kind, *said.Head)
 	}
+	if said.Scope = d.Scope; err != nil {
+		return d, err
+	}
+	d = said
 	if d.Head == nil {
 		return d, nil
 	}
@@ -206,4 +181,32 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 	}
 	d.Root = root.CID()
 	return d, nil
+}
+
+// Decode reads the body of an envelope that is no tombstone, whoever signed that, and returns what encodes it again: nil
+// for a kind without a body that stands for anything. Root and Scope are left out.
+func Decode(c *content.Codec, e trust.Envelope) (d Content, again func(*content.Codec) ([]byte, error), err error) {
+	switch e.Kind {
+	case content.KindImage, content.KindTag, content.KindTree:
+		var body Image
+		body, err = DecodeImage(c, e.Body)
+		d, again = Content{Head: &body.Head, Lineage: body.Lineage, Target: body.Target}, body.Encode
+	case content.KindVolume:
+		var body Volume
+		body, err = DecodeVolume(c, e.Body)
+		d, again = Content{Head: body.Head, Lineage: body.Lineage, Segments: body.Segments, Volume: body.ID, Through: body.Through()}, body.Encode
+	case content.KindLease:
+		var body Lease
+		body, err = DecodeLease(c, e.Body)
+		d, again = Content{Leased: body.Head, Segments: body.Segments}, body.Encode
+	case content.KindInstance:
+		var body Instance
+		body, err = DecodeInstance(c, e.Body)
+		d, again = Content{Head: body.Head, Lineage: body.Lineage}, body.Encode
+	case content.KindSnapshot:
+		var body Snapshot
+		body, err = DecodeSnapshot(c, e.Name, e.Body)
+		d, again = Content{Head: body.Head, Lineage: body.Lineage, Segments: body.Segments}, body.Encode
+	}
+	return d, again, err
 }

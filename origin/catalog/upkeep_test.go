@@ -49,7 +49,6 @@ func TestBadUpkeep(t *testing.T) {
 		"no holder":  func(l *Lease) { l.Holder = trust.PublicKey{} },
 		"of nothing": func(l *Lease) { l.Head, l.Segments, l.Base = nil, nil, content.Position{} },
 		"a lineage":  func(l *Lease) { l.Lineage = []content.CID{cid(1)} },
-		"long words": func(l *Lease) { l.What = string(make([]byte, sourceMax+1)) },
 		"a gap":      func(l *Lease) { l.Segments = l.Segments[1:] },
 	} {
 		l := goldenLease(t)

@@ -35,6 +35,12 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
+// IsDamage reports whether an error is of one object, and says that it is not there, is not what it should be, or may not be
+// where it is: who asks the same again is told the same.
+func IsDamage(err error) bool {
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrInvalid)
+}
+
 // Conflict is an [ErrConflict] of a known kind, in a word that programs can act on.
 type Conflict string
 

@@ -48,11 +48,6 @@ func IsImmutableKey(key string) bool {
 	return false
 }
 
-// Spaces are all key spaces.
-func Spaces() []KeySpace {
-	return []KeySpace{KeyGarbage, KeyIndexes, KeyJournals, KeyPacks, KeyProbes, KeyRecords}
-}
-
 // VolumeID names a volume through deletions and creations of its name. It is random.
 type VolumeID [16]byte
 

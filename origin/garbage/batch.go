@@ -329,7 +329,7 @@ func fateOf[V any](ctx context.Context, at bucket.Bucket, named map[string]V) (f
 		switch footer, err := pack.ReadFooter(ctx, at, id); {
 		case err == nil && footer.Moved() != "":
 			f.moved[key] = footer.Moved().Key()
-		case err != nil && isDamage(err):
+		case err != nil && content.IsDamage(err):
 			f.gone[key] = true
 		case err != nil:
 			return f, err

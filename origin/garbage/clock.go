@@ -2,7 +2,6 @@ package garbage
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"sync"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // slipMax is how far the answers of one store may be apart in time: it is many hosts, whose clocks are kept.
@@ -106,9 +104,4 @@ func (d *dated) List(ctx context.Context, prefix, after string) iter.Seq2[bucket
 			d.requests.Add(1)
 		}
 	}
-}
-
-// isDamage reports whether an error is of one object, and says that it is damaged or not there.
-func isDamage(err error) bool {
-	return errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrInvalid)
 }

@@ -175,13 +175,13 @@ func (m *marks) root(ctx context.Context, r Record, h pack.Head) error {
 	if err == nil {
 		err = manifest.CheckOf(content.NewCodec(), h)
 	}
-	if errors.Is(err, content.ErrUnknown) || err != nil && !isDamage(err) {
+	if errors.Is(err, content.ErrUnknown) || err != nil && !content.IsDamage(err) {
 		return fmt.Errorf("%s: %w", r.Label(), err)
 	}
 	packs := manifest.Packs
 	if err != nil {
 		broken := Broken{Name: r.Label(), Error: content.Line(err)}
-		if packs, err = walked(ctx, m.reader, h); err != nil && !isDamage(err) {
+		if packs, err = walked(ctx, m.reader, h); err != nil && !content.IsDamage(err) {
 			return fmt.Errorf("%s: %w", r.Label(), err)
 		}
 		if err != nil {

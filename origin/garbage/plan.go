@@ -62,7 +62,7 @@ func decide(m *marks, t terms) *plan {
 	for _, x := range m.journals {
 		if x.state.is(isLive) {
 			p.count(Row{What: "segment", Why: "named, or not in a root yet", Then: "stays"}, x.size)
-			p.live.add(x.size)
+			p.live.Add(x.size)
 		} else if x.state.is(isHeld) {
 			p.count(Row{What: "segment", Why: "held for what is broken", Then: "stays"}, x.size)
 		}
@@ -70,11 +70,9 @@ func decide(m *marks, t terms) *plan {
 	return p
 }
 
-func (a *Amount) add(bytes int64) { a.Objects, a.Bytes = a.Objects+1, a.Bytes+bytes }
-
 func (p *plan) count(row Row, bytes int64) {
 	a := p.rows[row]
-	a.add(bytes)
+	a.Add(bytes)
 	p.rows[row] = a
 }
 
@@ -167,9 +165,9 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 		}
 		p.count(row, o.size)
 		if over || b.Condemned {
-			p.going.add(o.size)
+			p.going.Add(o.size)
 		} else {
-			p.waiting.add(o.size)
+			p.waiting.Add(o.size)
 		}
 	}
 }
@@ -213,7 +211,7 @@ func (p *plan) mark(m *marks, t terms) {
 		}
 		*o.state |= isTombstoned
 		dead = append(dead, key)
-		p.marked.add(o.size)
+		p.marked.Add(o.size)
 		p.count(Row{What: o.what, Scope: o.scope, Why: "unnamed", Then: "is marked, goes " + span(t.grace) + " later"}, o.size)
 	}
 	for i := range m.journals {
@@ -227,7 +225,7 @@ func (p *plan) mark(m *marks, t terms) {
 	anew := p.anew(m, t)
 	for _, r := range anew {
 		r.state |= isTombstoned
-		p.marked.add(int64(r.size))
+		p.marked.Add(int64(r.size))
 		p.count(Row{What: "pack", Scope: m.packs.scopes[r.scope], Why: "partly dead", Then: "is written anew " + span(t.grace) + " later"}, int64(r.size))
 	}
 	since := t.now.UnixMilli()
@@ -307,7 +305,7 @@ func (p *plan) standing(m *marks, r *row) {
 	case r.state.is(isTombstoned) && !r.state.is(isLive): // counted with its batch
 		return
 	case r.state.is(isLive):
-		if p.live.add(o.size); r.state.is(isTombstoned) {
+		if p.live.Add(o.size); r.state.is(isTombstoned) {
 			return
 		}
 	default:

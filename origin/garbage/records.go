@@ -2,6 +2,7 @@ package garbage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ const (
 	// recordsAtOnce bounds the records that are read at once, recordsBatch those that are kept in memory.
 	recordsAtOnce = 16
 	recordsBatch  = 256
+	// changesMax is how often a record is looked at again that has changed since it was read.
+	changesMax = 5
 )
 
 // Record is what one record at the origin names. It is decoded and not verified: what anybody's record names stays, as
@@ -112,14 +115,23 @@ func (s Source) RecordsAfter(ctx context.Context, after string) iter.Seq2[Record
 	}
 }
 
-// Record reads the record of a key as it is now. One that is gone has nothing Sealed.
-func (s Source) Record(ctx context.Context, key string) (Record, error) {
-	s.Recall = nil
-	r, err := named(bucket.Info{Key: key})
-	if err == nil {
-		err = (&lister{s, content.NewCodec()}).read(ctx, &r, "")
+// Settle does something with a record as it was listed, and where that did not go well, with what it is by then: what the
+// one before named may be gone. So may the record be.
+func (s Source) Settle(ctx context.Context, r Record, do func(Record) (well bool, err error)) (gone bool, err error) {
+	l := &lister{s, content.NewCodec()}
+	l.Recall = nil
+	for n := 0; ; n++ {
+		if well, err := do(r); err != nil || well || n == changesMax {
+			return false, err
+		}
+		now := Record{Key: r.Key, Space: r.Space, Name: r.Name}
+		if err := l.read(ctx, &now, ""); err != nil || bytes.Equal(now.Sealed, r.Sealed) {
+			return now.Sealed == nil, err
+		}
+		if r = now; r.Sealed == nil {
+			return true, nil
+		}
 	}
-	return r, err
 }
 
 // named is the record of an object, unread.
@@ -196,34 +208,15 @@ func (r *Record) decode(c *content.Codec) (err error) {
 	if e.Tombstone {
 		return nil
 	}
-	var again func(*content.Codec) ([]byte, error)
-	switch e.Kind {
-	case content.KindImage, content.KindTag, content.KindTree:
-		var body catalog.Image
-		body, err = catalog.DecodeImage(c, e.Body)
-		r.Head, again = &body.Head, body.Encode
-	case content.KindVolume:
-		var body catalog.Volume
-		body, err = catalog.DecodeVolume(c, e.Body)
-		r.Head, r.Segments, r.Volume, r.Through, again = body.Head, body.Segments, body.ID, body.Through(), body.Encode
-	case content.KindSnapshot:
-		var body catalog.Snapshot
-		body, err = catalog.DecodeSnapshot(c, e.Name, e.Body)
-		r.Head, r.Segments, again = body.Head, body.Segments, body.Encode
-	case content.KindInstance:
-		var body catalog.Instance
-		body, err = catalog.DecodeInstance(c, e.Body)
-		r.Head, again = body.Head, body.Encode
-	case content.KindLease:
-		var body catalog.Lease
-		body, err = catalog.DecodeLease(c, e.Body)
-		r.Head, r.Segments, again = body.Head, body.Segments, body.Encode
-	case content.KindCollection, content.KindRevocation:
-		return nil
-	default:
+	d, again, err := catalog.Decode(c, e)
+	switch {
+	case again != nil:
+		r.Head, r.Segments, r.Volume, r.Through = cmp.Or(d.Head, d.Leased), d.Segments, d.Volume, d.Through
+		return r.known(c, again, err)
+	case e.Kind != content.KindCollection && e.Kind != content.KindRevocation:
 		return fmt.Errorf("%w: kind %.40q", content.ErrUnknown, e.Kind)
 	}
-	return r.known(c, again, err)
+	return nil
 }
 
 // known tells a body that says more than this version can read from one that is damaged: what is left out of it might be

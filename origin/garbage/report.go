@@ -50,13 +50,13 @@ type Amount struct {
 	Bytes   int64 `json:"bytes"`
 }
 
-// Report is what a run has found, and done. Times are by the store's clock.
-type Report struct {
+// Add counts one more object.
+func (a *Amount) Add(bytes int64) { a.Objects, a.Bytes = a.Objects+1, a.Bytes+bytes }
+
+// Totals are what a run has found, and done, in all. Times are by the store's clock.
+type Totals struct {
 	Epoch uint64    `json:"epoch" doc:"rises with each run that is not dry"`
 	At    time.Time `json:"at" doc:"when it began, by the store's clock"`
-	Dry   bool      `json:"dry" doc:"nothing was written"`
-	// Rows say what there is, and what becomes of it.
-	Rows []Row `json:"rows"`
 	// Live is what records name, with what is dead in the same packs.
 	Live Amount `json:"live"`
 	// Marked got a tombstone, Deleted went, Repacked was written anew: its bytes are those won.
@@ -66,6 +66,21 @@ type Report struct {
 	// Waiting has a tombstone, and goes after Next.
 	Waiting Amount    `json:"waiting"`
 	Next    time.Time `json:"next,omitzero"`
+}
+
+// Summary is what the collection's record says of the last run.
+type Summary struct {
+	Totals
+	Broken int    `json:"broken"`
+	Error  string `json:"error,omitempty"`
+}
+
+// Report is what a run tells whoever has asked for it.
+type Report struct {
+	Totals
+	Dry bool `json:"dry" doc:"nothing was written"`
+	// Rows say what there is, and what becomes of it.
+	Rows []Row `json:"rows"`
 	// Requests is how many the origin was sent.
 	Requests int64 `json:"requests"`
 	// Broken are records and manifests that could not be read; nothing that they may name was deleted.

@@ -35,7 +35,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	cfg.Bucket, cfg.Now = at, at.now
 	r := &run{cfg: cfg, at: at}
 	err := catalog.CheckMesh(ctx, at, cfg.Verifier.Mesh())
-	r.report = Report{At: at.now(), Dry: cfg.DryRun}
+	r.report = Report{Totals: Totals{At: at.now()}, Dry: cfg.DryRun}
 	if err == nil && !cfg.DryRun {
 		if err = probe(ctx, at); err == nil {
 			r.turn, err = takeTurn(ctx, cfg, at)
@@ -188,8 +188,8 @@ func (r *run) write(ctx context.Context) error {
 		}
 		for key := range b.keys() {
 			o, _ := r.marks.object(key)
-			r.report.Marked.add(o.size)
-			r.report.Waiting.add(o.size)
+			r.report.Marked.Add(o.size)
+			r.report.Waiting.Add(o.size)
 		}
 	}
 	return nil
@@ -283,7 +283,7 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 	err := group.Wait()
 	for _, size := range gone {
 		if size > 0 {
-			r.report.Deleted.add(size)
+			r.report.Deleted.Add(size)
 		}
 	}
 	r.cfg.Progress(Progress{Phase: "delete", Done: r.report.Deleted.Objects, Total: r.plan.going.Objects})

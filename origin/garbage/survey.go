@@ -120,7 +120,7 @@ func (s *survey) take(info bucket.Info, at *dated) error {
 			return fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
 		}
 	}
-	s.other.Objects, s.other.Bytes = s.other.Objects+1, s.other.Bytes+info.Size
+	s.other.Add(info.Size)
 	return nil
 }
 
@@ -135,7 +135,7 @@ func (s *survey) takePack(info bucket.Info) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", info.Key, content.ErrUnknown, err)
 	}
-	s.total.Objects, s.total.Bytes = s.total.Objects+1, s.total.Bytes+info.Size
+	s.total.Add(info.Size)
 	s.scope(id.Scope())
 	return s.packs.add(id, min(info.Size, pack.SizeMax), s.age(info))
 }
@@ -148,7 +148,7 @@ func (s *survey) takeSegment(info bucket.Info) error {
 	if len(s.journals) == segmentsMax {
 		return fmt.Errorf("%w: there are more than %d segments of journals, as many as a collection knows", content.ErrInvalid, segmentsMax)
 	}
-	s.total.Objects, s.total.Bytes = s.total.Objects+1, s.total.Bytes+info.Size
+	s.total.Add(info.Size)
 	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size, state: s.age(info)})
 	return nil
 }
@@ -185,7 +185,7 @@ func (s *survey) readStubs(ctx context.Context, at *dated) error {
 			f, err := pack.ReadFooter(reading, at, id)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil && isDamage(err) {
+			if err != nil && content.IsDamage(err) {
 				s.lost = append(s.lost, id)
 				return nil
 			}

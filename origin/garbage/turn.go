@@ -115,23 +115,10 @@ func (t *turn) hold(ctx context.Context) error {
 	return t.write(ctx, &t.record)
 }
 
-// Summary is what the collection's record says of the last run.
-type Summary struct {
-	Epoch    uint64    `json:"epoch"`
-	At       time.Time `json:"at"`
-	Live     Amount    `json:"live"`
-	Marked   Amount    `json:"marked"`
-	Deleted  Amount    `json:"deleted"`
-	Repacked Amount    `json:"repacked"`
-	Waiting  Amount    `json:"waiting"`
-	Next     time.Time `json:"next,omitzero"`
-	Broken   int       `json:"broken"`
-	Error    string    `json:"error,omitempty"`
-}
-
 // end says what a run has done, and that it has ended.
 func (t *turn) end(ctx context.Context, r Report, failed error) error {
-	s := Summary{Epoch: t.body.Epoch, At: r.At, Live: r.Live, Marked: r.Marked, Deleted: r.Deleted, Repacked: r.Repacked, Waiting: r.Waiting, Next: r.Next, Broken: len(r.Broken)}
+	s := Summary{Totals: r.Totals, Broken: len(r.Broken)}
+	s.Epoch = t.body.Epoch
 	if failed != nil {
 		s.Error = content.Line(failed)
 		s.Error = s.Error[:min(len(s.Error), 512)]

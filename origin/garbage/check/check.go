@@ -7,12 +7,10 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"slices"
 	"sync"
 
@@ -34,12 +32,8 @@ const (
 	// SuspectMax bounds the packs that a Report lists as suspect.
 	SuspectMax = 10_000
 
-	// rightMax bounds the roots and segments that are remembered as right, some 16 bytes each; more are read again.
-	rightMax = 1 << 20
 	// segmentsAtOnce bounds those that are read at once, each by a few KiB.
 	segmentsAtOnce = 8
-	// changesMax is how often a record is looked at again that has changed since it was read.
-	changesMax = 5
 )
 
 // Config says what to check, and how.
@@ -99,7 +93,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 		return Report{}, fmt.Errorf("check the origin: %w: a share of %v of the chunks, want 0 to 1", content.ErrInvalid, cfg.ReadData)
 	}
 	cfg.Bucket, cfg.Recall = bucket.Readable(cfg.Bucket), nil // a record is read too
-	r := &run{cfg: cfg, codec: content.NewCodec(), seed: maphash.MakeSeed(), right: make(map[uint64]struct{}), done: Report{Last: cfg.After, Hurt: []Hurt{}, Suspect: []pack.ID{}}}
+	r := &run{cfg: cfg, codec: content.NewCodec(), done: Report{Last: cfg.After, Hurt: []Hurt{}, Suspect: []pack.ID{}}}
 	packs, err := verify.ListPacks(ctx, cfg.Bucket)
 	if err == nil {
 		r.image = verify.Config{Reader: pack.NewReader(cfg.Bucket), Packs: &packs, Seen: verify.NewSeen(), Choose: cfg.choose(), Progress: r.reading}
@@ -133,28 +127,10 @@ type run struct {
 	cfg   Config
 	codec *content.Codec
 	image verify.Config
-	seed  maphash.Seed
 
-	mu    sync.Mutex          // guards what follows, and serializes Progress
-	right map[uint64]struct{} // roots and segments that are right
-	now   verify.Report       // of the root that is read
-	done  Report
-}
-
-// wasRight reports whether something that names what it is of was found right before.
-func wasRight[T comparable](r *run, what T) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.right[maphash.Comparable(r.seed, what)]
-	return ok
-}
-
-func isRight[T comparable](r *run, what T) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.right) < rightMax {
-		r.right[maphash.Comparable(r.seed, what)] = struct{}{}
-	}
+	mu   sync.Mutex    // guards what follows, and serializes Progress
+	now  verify.Report // of the root that is read
+	done Report
 }
 
 // tell changes what was found, and tells of it.
@@ -176,25 +152,18 @@ func (r *Report) add(o verify.Report) {
 	r.Chunks, r.Nodes, r.StoredBytes, r.Unread = r.Chunks+o.Chunks, r.Nodes+o.Nodes, r.StoredBytes+o.StoredBytes, r.Unread+o.Unread
 }
 
-// record checks one as it was listed, and where that is hurt, as it is by then: what the one before named may be gone.
+// record checks one as it was listed, and where that is hurt, as it is by then.
 func (r *run) record(ctx context.Context, rec garbage.Record) error {
-	h, err := r.check(ctx, rec)
-	for range changesMax {
-		if err != nil || h.whole() {
-			break
-		}
-		now, again := r.cfg.Record(ctx, rec.Key)
-		if err = again; err != nil || bytes.Equal(now.Sealed, rec.Sealed) {
-			break
-		}
-		if rec = now; rec.Sealed == nil {
-			h = Hurt{}
-			break
-		}
-		h, err = r.check(ctx, rec)
-	}
+	var h Hurt
+	gone, err := r.cfg.Settle(ctx, rec, func(now garbage.Record) (well bool, err error) {
+		h, err = r.check(ctx, now)
+		return h.whole(), err
+	})
 	if err != nil {
 		return err
+	}
+	if gone {
+		h = Hurt{}
 	}
 	r.tell(func(to *Report) {
 		to.Records, to.Last = to.Records+1, rec.Key
@@ -232,7 +201,7 @@ func (r *run) check(ctx context.Context, rec garbage.Record) (Hurt, error) {
 
 // root reads what a record's root needs, unless another's was the same and right.
 func (r *run) root(ctx context.Context, head pack.Head, h *Hurt) error {
-	if wasRight(r, head) {
+	if r.image.Seen.Has(head) {
 		return nil
 	}
 	image := r.image
@@ -251,7 +220,7 @@ func (r *run) root(ctx context.Context, head pack.Head, h *Hurt) error {
 		}
 	})
 	if err == nil && report.First == nil {
-		isRight(r, head)
+		r.image.Seen.Add(head)
 	}
 	return err
 }
@@ -261,14 +230,14 @@ func (r *run) segments(ctx context.Context, refs []content.SegmentRef, h *Hurt) 
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(segmentsAtOnce)
 	for _, ref := range refs {
-		if wasRight(r, ref) {
+		if r.image.Seen.Has(ref) {
 			continue
 		}
 		group.Go(func() error {
 			err := catalog.CheckSegment(reading, r.cfg.Bucket, ref)
 			switch {
 			case err == nil:
-				isRight(r, ref)
+				r.image.Seen.Add(ref)
 				r.tell(func(to *Report) { to.Segments, to.SegmentBytes = to.Segments+1, to.SegmentBytes+uint64(ref.Bytes) })
 			case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt):
 				r.tell(func(*Report) { h.add(err) })

@@ -146,7 +146,7 @@ func (w *walk) damaged(ctx context.Context, r root, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) && !errors.Is(err, content.ErrForbidden) && !errors.Is(err, content.ErrInvalid) {
+	if !content.IsDamage(err) {
 		return err
 	}
 	w.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -162,9 +163,21 @@ func (w *world) repack(ctx context.Context, g Group, heads []pack.Head) (Written
 	if err != nil {
 		return Written{}, err
 	}
-	out, err := Write(ctx, Config{Bucket: w, Signer: w.signer, PackSize: 256 << 10}, g, alive)
+	out, err := w.write(ctx, Config{Signer: w.signer, PackSize: 256 << 10}, g, alive)
 	out.Left = append(left, out.Left...)
 	return out, err
+}
+
+// write is Write there, of all that is worth anything, at any time.
+func (w *world) write(ctx context.Context, cfg Config, g Group, alive Alive) (Written, error) {
+	cfg.Bucket, cfg.Now, cfg.Log = w, time.Now, slog.New(slog.DiscardHandler)
+	if cfg.May == nil {
+		cfg.May = func(context.Context) error { return nil }
+	}
+	if cfg.Least == nil {
+		cfg.Least = func(int64) int64 { return 0 }
+	}
+	return Write(ctx, cfg, g, alive)
 }
 
 func (w *world) size() (n int64) {
@@ -380,7 +393,7 @@ func TestMayIsAskedBeforeEachStub(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked := 0
-	out, err := Write(t.Context(), Config{Bucket: w, May: func(context.Context) error {
+	out, err := w.write(t.Context(), Config{May: func(context.Context) error {
 		if asked++; asked == 2 {
 			return content.ErrFenced
 		}
@@ -421,8 +434,8 @@ func TestAFreshPackThatWasCollectedIsPutAnew(t *testing.T) {
 				t.Fatal(err)
 			}
 			stubs, asked := 0, false
-			out, err := Write(t.Context(), Config{
-				Bucket: w, Signer: w.signer, PackSize: 1 << 20,
+			out, err := w.write(t.Context(), Config{
+				Signer: w.signer, PackSize: 1 << 20,
 				May: func(context.Context) error {
 					if stubs++; stubs != c.at {
 						return nil
@@ -466,7 +479,7 @@ func TestWhatHardlyPaysStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := Write(t.Context(), Config{Bucket: w, Least: func(size int64) int64 { return size }}, g, alive)
+	out, err := w.write(t.Context(), Config{Least: func(size int64) int64 { return size }}, g, alive)
 	if err != nil || out.Packs > 0 || len(out.Left) != len(g.Packs) || slices.ContainsFunc(out.Left, func(l Left) bool { return !errors.Is(l.Err, content.ErrInvalid) }) {
 		t.Fatalf("%+v, %v", out, err)
 	}

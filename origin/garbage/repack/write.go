@@ -37,36 +37,19 @@ type Config struct {
 	// Signer vouches for the fresh packs, as far as it may; the zero Signer does not.
 	Signer trust.Signer
 	// May is asked right before each old name is given to a stub: an error ends it all. Whoever collects looks there
-	// whether another has taken over, and may have deleted the fresh pack since. nil is to go on.
+	// whether another has taken over, and may have deleted the fresh pack since.
 	May func(ctx context.Context) error
 	// Secure is garbage.Secure: it is asked of a fresh pack that stubs name where that was put longer before than it can be
 	// taken to be there, or the store did not say. What is lost is put anew. nil is to ask nobody.
 	Secure func(ctx context.Context, keys []string) (lost []string, err error)
-	// Least is how many bytes of a pack of that size must be won for it to be written anew; nil is any.
+	// Least is how many bytes of a pack of that size must be won for it to be written anew.
 	Least func(size int64) int64
 	// PackSize is the size at which a fresh pack is closed, in bytes; 0 is pack.SizeTarget.
 	PackSize int
-	// Now dates the packs, nil is time.Now; Random names them, nil is crypto/rand.
-	Now    func() time.Time
-	Random io.Reader
-	// Log receives what is worth telling an operator; nil discards it.
+	// Now dates the packs.
+	Now func() time.Time
+	// Log receives what is worth telling an operator.
 	Log *slog.Logger
-}
-
-func (cfg Config) withDefaults() Config {
-	cfg.PackSize = cmp.Or(cfg.PackSize, pack.SizeTarget)
-	cfg.Random = cmp.Or(cfg.Random, rand.Reader)
-	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.Least == nil {
-		cfg.Least = func(int64) int64 { return 0 }
-	}
-	if cfg.May == nil {
-		cfg.May = func(context.Context) error { return nil }
-	}
-	return cfg
 }
 
 // Written is what became of a group.
@@ -85,7 +68,8 @@ type Written struct {
 // fresh pack themselves. It may end anywhere, and be called again: the packs that are stubs by then are passed over. What
 // it returns beside an error is what was done before. It takes the memory of a few packs.
 func Write(ctx context.Context, cfg Config, g Group, alive Alive) (Written, error) {
-	w := &writing{cfg: cfg.withDefaults(), group: g, alive: alive, reader: pack.NewReader(cfg.Bucket), out: Written{Moved: make(map[pack.ID]pack.ID)}}
+	cfg.PackSize = cmp.Or(cfg.PackSize, pack.SizeTarget)
+	w := &writing{cfg: cfg, group: g, alive: alive, reader: pack.NewReader(cfg.Bucket), out: Written{Moved: make(map[pack.ID]pack.ID)}}
 	err := w.all(ctx)
 	w.index(ctx)
 	if err != nil {
@@ -208,7 +192,7 @@ func (w *writing) place(ctx context.Context, p whole) error {
 		}
 	}
 	if w.w == nil {
-		fresh, err := pack.NewID(p.id.Scope(), w.cfg.Now(), w.cfg.Random)
+		fresh, err := pack.NewID(p.id.Scope(), w.cfg.Now(), rand.Reader)
 		if err != nil {
 			return err
 		}
@@ -260,7 +244,7 @@ func (w *writing) ship(ctx context.Context) error {
 
 // anew begins another pack with the frames of one.
 func (w *writing) anew(s pack.Sealed) (*pack.Writer, error) {
-	id, err := pack.NewID(s.ID.Scope(), w.cfg.Now(), w.cfg.Random)
+	id, err := pack.NewID(s.ID.Scope(), w.cfg.Now(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
@@ -405,7 +389,7 @@ func (w *writing) index(ctx context.Context) {
 	if len(w.packs) == 0 {
 		return
 	}
-	id, err := pack.NewID(w.packs[0].ID.Scope(), w.cfg.Now(), w.cfg.Random)
+	id, err := pack.NewID(w.packs[0].ID.Scope(), w.cfg.Now(), rand.Reader)
 	if err == nil {
 		err = index.Store(ctx, w.cfg.Bucket, id, w.packs)
 	}

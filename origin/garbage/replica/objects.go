@@ -15,7 +15,6 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/garbage"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
@@ -55,8 +54,8 @@ func (c *copier) objects(ctx context.Context, space content.KeySpace) error {
 		}
 		present := listed && there.Key == info.Key && there.Size == info.Size
 		c.tell(func(r *Report) {
-			if add(&r.Looked, info.Size); present {
-				add(&r.Present, info.Size)
+			if r.Looked.Add(info.Size); present {
+				r.Present.Add(info.Size)
 			}
 		})
 		if present {
@@ -84,8 +83,6 @@ func (c *copier) object(ctx context.Context, key string) error {
 	}
 	return err
 }
-
-func add(to *garbage.Amount, n int64) { to.Objects, to.Bytes = to.Objects+1, to.Bytes+n }
 
 func (c *copier) isThere(key string) {
 	c.mu.Lock()
@@ -256,7 +253,7 @@ func (c *copier) put(ctx context.Context, key string, body bucket.Body, over str
 		case failed != nil:
 			return fmt.Errorf("write %s: %w", key, errors.Join(err, failed))
 		case err == nil || there && now.Size == body.Size() && now.ETag != over:
-			c.tell(func(r *Report) { add(&r.Sent, body.Size()) })
+			c.tell(func(r *Report) { r.Sent.Add(body.Size()) })
 			return nil
 		case there:
 			cond = bucket.IfMatch(now.ETag)

@@ -17,12 +17,8 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-const (
-	// recordsAtOnce bounds the records that are copied at once.
-	recordsAtOnce = 8
-	// changesMax is how often a record is looked at again that has changed since it was read.
-	changesMax = 5
-)
+// recordsAtOnce bounds the records that are copied at once.
+const recordsAtOnce = 8
 
 // records copies all records, once all else is there.
 func (c *copier) records(ctx context.Context) error {
@@ -43,23 +39,14 @@ func (c *copier) records(ctx context.Context) error {
 	return err
 }
 
-// latest copies a record as it was listed, and where that can't be, as it is by then: what the one before named may be
-// gone.
+// latest copies a record as it was listed, and where that can't be, as it is by then.
 func (c *copier) latest(ctx context.Context, rec garbage.Record) error {
-	bad, err := c.record(ctx, rec)
-	for range changesMax {
-		if err != nil || bad == nil {
-			break
-		}
-		now, again := c.from.Record(ctx, rec.Key)
-		if err = again; err != nil || bytes.Equal(now.Sealed, rec.Sealed) {
-			break
-		}
-		if rec, bad = now, nil; rec.Sealed != nil {
-			bad, err = c.record(ctx, rec)
-		}
-	}
-	if err == nil && bad != nil {
+	var bad error
+	gone, err := c.from.Settle(ctx, rec, func(now garbage.Record) (well bool, err error) {
+		bad, err = c.record(ctx, now)
+		return bad == nil, err
+	})
+	if err == nil && bad != nil && !gone {
 		c.fail(Failure{rec.Label(), rec.Key, content.Line(bad)})
 	}
 	c.tell(func(r *Report) { r.Records++ })

@@ -89,8 +89,6 @@ func (c *count) take(n int64) error {
 	return nil
 }
 
-func add(to *garbage.Amount, n int64) { to.Objects, to.Bytes = to.Objects+1, to.Bytes+n }
-
 func (c *count) tell() {
 	if c.cfg.Progress != nil {
 		c.cfg.Progress(c.report.Records.Objects, int64(len(c.packs)))
@@ -133,7 +131,7 @@ func (c *count) records(ctx context.Context) error {
 		if err = bad; err != nil {
 			break
 		}
-		add(&c.report.Records, rec.Size)
+		c.report.Records.Add(rec.Size)
 		c.tell()
 		if rec.Err != nil {
 			c.broken(rec.Label(), rec.Err)
@@ -278,7 +276,7 @@ func (c *count) journals(ctx context.Context) error {
 		if err != nil {
 			continue // not of ours
 		}
-		add(&c.report.Segments, info.Size)
+		c.report.Segments.Add(info.Size)
 		n, id := len(c.report.Volumes), ref.Volume.String()
 		if n == 0 || c.report.Volumes[n-1].ID != id { // they come by volume
 			if err := c.take(nameCosts); err != nil {
@@ -288,14 +286,14 @@ func (c *count) journals(ctx context.Context) error {
 			n++
 		}
 		v := &c.report.Volumes[n-1]
-		add(&v.Amount, info.Size)
+		v.Amount.Add(info.Size)
 		if slices.ContainsFunc(c.segments[ref.Volume], func(s content.SegmentRef) bool {
 			if tail {
 				return s.Tails > 0 && s.Epoch == ref.Epoch && s.After.Number <= ref.After.Number && ref.After.Number < s.Through.Number
 			}
 			return s.Tails == 0 && s.Key() == info.Key
 		}) {
-			add(&v.Named, info.Size)
+			v.Named.Add(info.Size)
 		}
 	}
 	return nil
@@ -306,7 +304,7 @@ func (c *count) indexes(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("list indexes: %w", err)
 		}
-		add(&c.report.Indexes, info.Size)
+		c.report.Indexes.Add(info.Size)
 	}
 	return nil
 }
@@ -346,12 +344,12 @@ func (c *count) sum() {
 			scopes[p.scope] = s
 		}
 		if p.owner == 0 {
-			add(&c.report.Dead, p.size)
-			add(&s.Dead, p.size)
+			c.report.Dead.Add(p.size)
+			s.Dead.Add(p.size)
 			continue
 		}
-		add(&c.report.Live, p.size)
-		add(&s.Live, p.size)
+		c.report.Live.Add(p.size)
+		s.Live.Add(p.size)
 		if p.size > pack.SizeMin { // beside what is needed it has a footer, and a signature
 			c.report.DeadWithin += max(0, p.size-p.needs-pack.SizeMin-content.RecordSizeMax)
 		}

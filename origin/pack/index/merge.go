@@ -21,14 +21,9 @@ const (
 
 // Merged is what Merge has found, and done.
 type Merged struct {
-	// Objects there were, of Bytes.
-	Objects int
-	Bytes   int64
-	// Written were put, and Deleted went: objects, Damaged ones among them. Freed is what the bucket has less of, in bytes.
-	Written, Deleted, Damaged int
-	Freed                     int64
-	// Marks went, on packs that are gone.
-	Marks int
+	// Written were put, and Deleted went: objects, damaged ones among them. Freed is what the bucket has less of, in bytes.
+	Written, Deleted int
+	Freed            int64
 }
 
 // Merge has the index objects of a scope be few, and say nothing of packs that are gone: those of other packs, of other
@@ -57,18 +52,12 @@ type merge struct {
 	present func(pack.ID) (int64, bool)
 	newID   func() (pack.ID, error)
 
-	objects []listed
+	objects []bucket.Info
 	there   map[string]bool // their keys
 	marks   []string
-	chosen  []listed // that are written anew
-	damaged []listed
+	chosen  []bucket.Info // that are written anew
+	damaged []bucket.Info
 	out     Merged
-}
-
-// listed is an index object that there is.
-type listed struct {
-	key  string
-	size int64
 }
 
 // gone reports whether nothing of a pack is needed any more.
@@ -87,8 +76,7 @@ func (m *merge) list(ctx context.Context, scope content.Scope) error {
 				m.marks = append(m.marks, info.Key)
 			}
 		} else if _, err := pack.CutKey(info.Key, content.KeyIndexes, indexSuffix); err == nil {
-			m.objects, m.there[info.Key] = append(m.objects, listed{info.Key, info.Size}), true
-			m.out.Objects, m.out.Bytes = m.out.Objects+1, m.out.Bytes+info.Size
+			m.objects, m.there[info.Key] = append(m.objects, info), true
 		} else {
 			return fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
 		}
@@ -100,7 +88,7 @@ func (m *merge) list(ctx context.Context, scope content.Scope) error {
 func (m *merge) choose(ctx context.Context) error {
 	small := 0
 	for _, o := range m.objects {
-		if o.size < ObjectSizeMax/2 {
+		if o.Size < ObjectSizeMax/2 {
 			small++
 		}
 	}
@@ -114,7 +102,7 @@ func (m *merge) choose(ctx context.Context) error {
 			m.damaged = append(m.damaged, o)
 		case err != nil:
 			return err
-		case small > smallMax && o.size < ObjectSizeMax/2 || p.dead*deadMin > o.size:
+		case small > smallMax && o.Size < ObjectSizeMax/2 || p.dead*deadMin > o.Size:
 			m.chosen = append(m.chosen, o)
 		}
 	}
@@ -129,13 +117,13 @@ type part struct {
 	dead    int64 // of what does not hold
 }
 
-func (m *merge) read(ctx context.Context, o listed) (part, error) {
-	return bucket.ReadChecked(ctx, m.at, o.key, pack.SizeMax, func(b []byte, _ bucket.Info) (part, error) {
+func (m *merge) read(ctx context.Context, o bucket.Info) (part, error) {
+	return bucket.ReadChecked(ctx, m.at, o.Key, pack.SizeMax, func(b []byte, _ bucket.Info) (part, error) {
 		packs, sources, err := decodeIndex(b)
 		if err != nil {
-			return part{}, fmt.Errorf("%s: %w", o.key, err)
+			return part{}, fmt.Errorf("%s: %w", o.Key, err)
 		}
-		p := part{sources: []string{o.key}}
+		p := part{sources: []string{o.Key}}
 		for _, s := range sources {
 			if m.there[s] {
 				p.sources = append(p.sources, s)
@@ -160,7 +148,7 @@ func (m *merge) read(ctx context.Context, o listed) (part, error) {
 // all writes what was chosen, in groups that one object holds.
 func (m *merge) all(ctx context.Context) error {
 	var group part
-	var from []listed
+	var from []bucket.Info
 	for _, o := range m.chosen {
 		p, err := m.read(ctx, o)
 		if errors.Is(err, content.ErrNotFound) {
@@ -181,7 +169,6 @@ func (m *merge) all(ctx context.Context) error {
 	if err := m.replace(ctx, from, group); err != nil {
 		return err
 	}
-	m.out.Damaged = len(m.damaged)
 	if err := m.remove(ctx, m.damaged); err != nil {
 		return err
 	}
@@ -189,14 +176,13 @@ func (m *merge) all(ctx context.Context) error {
 		if err := m.at.Delete(ctx, key); err != nil {
 			return err
 		}
-		m.out.Marks++
 	}
 	return nil
 }
 
 // replace puts one object, and deletes those of which it has all. Killed between, there is what importers read twice.
-func (m *merge) replace(ctx context.Context, from []listed, p part) error {
-	if len(from) == 0 || len(from) == 1 && p.dead*deadMin <= from[0].size { // alone, as the others had no room beside it
+func (m *merge) replace(ctx context.Context, from []bucket.Info, p part) error {
+	if len(from) == 0 || len(from) == 1 && p.dead*deadMin <= from[0].Size { // alone, as the others had no room beside it
 		return nil
 	}
 	if p.packs = unanimous(p.packs); len(p.packs) > 0 {
@@ -236,13 +222,13 @@ func unanimous(packs []Pack) (out []Pack) {
 	return out
 }
 
-func (m *merge) remove(ctx context.Context, objects []listed) error {
+func (m *merge) remove(ctx context.Context, objects []bucket.Info) error {
 	for _, o := range objects {
-		if err := m.at.Delete(ctx, o.key); err != nil {
+		if err := m.at.Delete(ctx, o.Key); err != nil {
 			return err
 		}
 		m.out.Deleted++
-		m.out.Freed += o.size
+		m.out.Freed += o.Size
 	}
 	return nil
 }

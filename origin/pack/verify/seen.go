@@ -10,19 +10,19 @@ import (
 )
 
 const (
-	// framesMax bounds the frames that are known to be right, some 16 bytes each: those of half a terabyte of images.
-	framesMax = 4 << 20
+	// rightMax bounds what is known to be right, some 16 bytes each: the frames of half a terabyte of images.
+	rightMax = 4 << 20
 	// refsMax bounds the packs that are remembered of map nodes below which all is right, 32 bytes each with their names.
 	refsMax = 512 << 10
 )
 
 // Seen is what was read and is right, whatever root names it: it is not read again. What is more than it may keep is.
-// A nil Seen has seen nothing, and learns nothing. Safe for concurrent use.
+// Safe for concurrent use.
 type Seen struct {
 	seed maphash.Seed // of the hashes that stand for what was read: nobody can make two that are the same
 
 	mu       sync.Mutex // guards what follows
-	frames   map[uint64]struct{}
+	right    map[uint64]struct{}
 	subtrees map[uint64][]ref
 	refs     int
 	packs    pack.Table
@@ -37,7 +37,7 @@ type ref struct {
 
 // NewSeen returns one that has seen nothing.
 func NewSeen() *Seen {
-	return &Seen{seed: maphash.MakeSeed(), frames: make(map[uint64]struct{}), subtrees: make(map[uint64][]ref)}
+	return &Seen{seed: maphash.MakeSeed(), right: make(map[uint64]struct{}), subtrees: make(map[uint64][]ref)}
 }
 
 // subtree is a map node and all below it, as far as its place decides what is right there.
@@ -50,31 +50,24 @@ type subtree struct {
 	chunks   uint64 // that the root has below it
 }
 
-func (s *Seen) frame(e pack.Extent) bool {
-	if s == nil {
-		return false
-	}
+// Has reports whether what an extent or anything else names that is comparable was found right.
+func (s *Seen) Has(what any) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.frames[maphash.Comparable(s.seed, e)]
+	_, ok := s.right[maphash.Comparable(s.seed, what)]
 	return ok
 }
 
-func (s *Seen) addFrame(e pack.Extent) {
-	if s == nil {
-		return
-	}
+// Add notes what was found right.
+func (s *Seen) Add(what any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.frames) < framesMax {
-		s.frames[maphash.Comparable(s.seed, e)] = struct{}{}
+	if len(s.right) < rightMax {
+		s.right[maphash.Comparable(s.seed, what)] = struct{}{}
 	}
 }
 
 func (s *Seen) below(t subtree) (refs, bool) {
-	if s == nil {
-		return nil, false
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kept, ok := s.subtrees[maphash.Comparable(s.seed, t)]
@@ -90,9 +83,6 @@ func (s *Seen) below(t subtree) (refs, bool) {
 }
 
 func (s *Seen) addBelow(t subtree, of refs) {
-	if s == nil {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refs += len(of); s.refs > refsMax {

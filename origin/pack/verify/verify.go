@@ -4,6 +4,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -115,6 +116,7 @@ func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Re
 
 // Image reads an image as it is configured.
 func (cfg Config) Image(ctx context.Context, head pack.Head) (Report, error) {
+	cfg.Seen = cmp.Or(cfg.Seen, NewSeen())
 	w := &walk{Config: cfg, head: head, shape: head.Root.Shape(), reads: make(chan struct{}, readsAtOnce)}
 	packs, err := w.node(ctx, content.Pos{Level: w.shape.Depth()}, head.Top())
 	if err == nil {

@@ -48,11 +48,10 @@ func (w *walk) reading(ctx context.Context, read func()) error {
 
 // damaged counts d, or returns its error when that says nothing of the image.
 func (w *walk) damaged(ctx context.Context, d Damage) error {
-	missing := errors.Is(d.Err, content.ErrNotFound)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if !missing && !errors.Is(d.Err, content.ErrCorrupt) && !errors.Is(d.Err, content.ErrForbidden) && !errors.Is(d.Err, content.ErrInvalid) {
+	if !content.IsDamage(d.Err) {
 		return d.Err
 	}
 	suspect := errors.Is(d.Err, content.ErrCorrupt) && (d.What == whatEnd || w.suspect(ctx, d.Extent))
@@ -60,7 +59,7 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 		if suspect && !slices.Contains(r.Suspect, d.Extent.Pack) {
 			r.Suspect = append(r.Suspect, d.Extent.Pack)
 		}
-		if missing {
+		if errors.Is(d.Err, content.ErrNotFound) {
 			r.Missing++
 		} else {
 			r.Bad++
@@ -167,7 +166,7 @@ func (w *walk) children(ctx context.Context, at content.Pos, n pack.MapNode, to 
 			})
 		case w.shape.CheckChunk(int(e.Raw)) != nil:
 			err = w.damaged(ctx, Damage{child, whatChunk, e, fmt.Errorf("%w: %w", content.ErrCorrupt, w.shape.CheckChunk(int(e.Raw)))})
-		case !w.Seen.frame(e):
+		case !w.Seen.Has(e):
 			chunks = append(chunks, frame{child, e, e})
 		}
 	}
@@ -314,7 +313,7 @@ func (w *walk) read(ctx context.Context, frames []frame) error {
 	for i, f := range frames {
 		if !got[i].CID().IsHole() {
 			chunks, stored = chunks+1, stored+uint64(f.Length)
-			w.Seen.addFrame(f.Extent)
+			w.Seen.Add(f.Extent)
 			w.Reader.Free(got[i])
 		} else if err := w.damaged(ctx, Damage{f.at, whatChunk, f.lies, err}); err != nil {
 			return err
@@ -331,14 +330,14 @@ func (w *walk) ends(ctx context.Context, packs refs) error {
 	packs.add(w.head.Manifest.Pack, 0, 0)
 	for id := range packs {
 		end := pack.Extent{Location: pack.Location{Pack: id}}
-		if w.Seen.frame(end) || w.Choose != nil && !w.Choose(pack.Run{Pack: id, N: EndOfPack}) {
+		if w.Seen.Has(end) || w.Choose != nil && !w.Choose(pack.Run{Pack: id, N: EndOfPack}) {
 			continue
 		}
 		group.Go(func() error {
 			if _, err := w.Reader.ReadDirectory(ctx, id); err != nil {
 				return w.damaged(ctx, Damage{content.Pos{}, whatEnd, end, err})
 			}
-			w.Seen.addFrame(end)
+			w.Seen.Add(end)
 			return nil
 		})
 	}
