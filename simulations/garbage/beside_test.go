@@ -88,6 +88,21 @@ func (s *stage) settled(p *process, commit func(*process) error, err error) {
 	s.fault(err)
 }
 
+// TestWhatWasWrittenAnewIsNamed: what others name of packs that were written anew is there, and may be named by more.
+func TestWhatWasWrittenAnewIsNamed(t *testing.T) {
+	for name, commit := range commits() {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(s *stage, p, other *process) {
+				s.littered(p, other)
+				other.collected(1)
+				s.must(commit(p))
+				other.collected(3)
+				s.whole("days later", true)
+			})
+		})
+	}
+}
+
 // TestACollectionAtEachRequest: whatever a node commits, at any of its requests another collects what is due by then, and
 // once more, a grace later. What is acknowledged is whole.
 func TestACollectionAtEachRequest(t *testing.T) {
