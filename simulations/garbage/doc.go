@@ -10,8 +10,12 @@
 // after two runs. [TestEveryOtherRequestFails] is the same in real time at an S3 store, of which every other request fails.
 //
 // Nodes are made of the product's own parts: node/records, node/images, node/volumes/fold and /records, blockdev/volume,
-// origin/garbage. What a node has beside those, and is not played here: its network (members that write for others),
-// node/volumes with its takeovers, holders and orphans, the hub of instances, node/leases, and mounts.
+// origin/garbage. What a node has beside those is not played here: its network (members that write for others), the hub of
+// instances, node/leases, and mounts. Takeovers, holders and orphans have collections in between in node/volumes
+// TestCollectionsTakeNothing.
+//
+// Beside the plays, [TestACollectionAtEachRequest] and [TestAwakeBesideARun] go through the requests of each sort of commit one
+// by one.
 //
 // Of the incidents of others that taught what a collection must not do, each is a test:
 //
