@@ -369,6 +369,8 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 			return Record{}, taken(current, base.ETag)
 		case errors.Is(err, content.ErrNotFound) && base.ETag != "":
 			return Record{}, fmt.Errorf("write %s %q: %w: the record that it replaces is gone", mine.Kind, mine.Name, content.ErrConflict)
+		case errors.Is(err, content.ErrCorrupt) && !errors.Is(cause, bucket.ErrUnknown):
+			return Record{}, fmt.Errorf("%w; nothing is written over it, as it may say more than is known here: put the object %s back from a copy of the origin, or delete it at the store, and do this again", err, key(mine.Kind, mine.Name))
 		case err != nil && !errors.Is(err, content.ErrNotFound):
 			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and it can't be read back: %w: %w", mine.Kind, mine.Name, bucket.ErrUnknown, err)
 		}
