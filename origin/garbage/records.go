@@ -2,6 +2,7 @@ package garbage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,14 +47,16 @@ type Record struct {
 	Volume   content.VolumeID
 	// Through is up to where a volume's record has its journal: what lies behind may be acknowledged.
 	Through content.Position
+	// For says for people what a lease is for.
+	For string
 	// Err says why a record can't be read. It wraps content.ErrUnknown where a later version wrote it.
 	Err error
 	// Unsigned says why nobody believes it; nil where its signature holds.
 	Unsigned error
 }
 
-// Label is what people call the record.
-func (r Record) Label() string { return string(r.Space) + ":" + r.Name }
+// Label is what people call the record; a lease by what it is for, as "lease:mount /srv/site".
+func (r Record) Label() string { return string(r.Space) + ":" + cmp.Or(r.For, r.Name) }
 
 // spaces are the namespaces of records.
 func spaces() []content.Kind {
@@ -217,7 +220,7 @@ func (r *Record) decode(c *content.Codec) (err error) {
 	case content.KindLease:
 		var body catalog.Lease
 		body, err = catalog.DecodeLease(c, e.Body)
-		r.Head, r.Segments, again = body.Head, body.Segments, body.Encode
+		r.Head, r.Segments, r.For, again = body.Head, body.Segments, body.What, body.Encode
 	case content.KindCollection, content.KindRevocation:
 		return nil
 	default:
