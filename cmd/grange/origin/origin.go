@@ -184,7 +184,7 @@ func (c *duCmd) table(w io.Writer, r api.Usage) {
 	fmt.Fprintf(w, "journals of volumes: %s; indexes: %s; records: %s\n", amount(r.Segments), amount(r.Indexes), amount(r.Records))
 	for _, v := range r.Volumes {
 		if v.Bytes > v.Named.Bytes {
-			fmt.Fprintf(w, "  volume %s: %s, of which a record names %s\n", cmp.Or(v.Name, "that is gone, "+v.ID), amount(v.Amount), units.Bytes(v.Named.Bytes))
+			fmt.Fprintf(w, "  %s: %s, of which a record names %s\n", cmp.Or(v.Name, "a volume that is gone, "+v.ID), amount(v.Amount), units.Bytes(v.Named.Bytes))
 		}
 	}
 	broken(w, r.Broken)
