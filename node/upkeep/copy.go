@@ -61,7 +61,7 @@ func (u *Upkeep) Copy(ctx context.Context, req CopyRequest) (operations.View, er
 			return err
 		}
 		if r.Failed > 0 {
-			return fmt.Errorf("%w: %d objects and records are not at the copy, as they are damaged here or need what is: %s; `grange origin verify` says which names are hurt, and of names that were imported again since `grange origin gc --waste 1%%` leaves the damage behind after its grace",
+			return fmt.Errorf("%w: %d objects and records are not at the copy, as they are damaged here or need what is: %s; `grange origin verify` says which names are hurt, or were mended and use what else is in a damaged pack",
 				content.ErrCorrupt, r.Failed, some(r.Failures, func(f replica.Failure) string {
 					if f.Name != "" {
 						return f.Name

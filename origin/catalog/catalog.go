@@ -370,12 +370,22 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 		case errors.Is(err, content.ErrNotFound) && base.ETag != "":
 			return Record{}, fmt.Errorf("write %s %q: %w: the record that it replaces is gone", mine.Kind, mine.Name, content.ErrConflict)
 		case errors.Is(err, content.ErrCorrupt) && !errors.Is(cause, bucket.ErrUnknown):
-			return Record{}, fmt.Errorf("%w; nothing is written over it, as it may say more than is known here: put the object %s back from a copy of the origin, or delete it at the store, and do this again", err, key(mine.Kind, mine.Name))
+			return Record{}, damaged(mine.Kind, mine.Name, err)
 		case err != nil && !errors.Is(err, content.ErrNotFound):
 			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and it can't be read back: %w: %w", mine.Kind, mine.Name, bucket.ErrUnknown, err)
 		}
 	}
 	return Record{}, fmt.Errorf("write %s %q: %w", mine.Kind, mine.Name, cause)
+}
+
+// damaged says what is to be done about a record that can't be read. Only what can be imported again is worth no more than
+// its content: without the record of a volume that is lost.
+func damaged(kind content.Kind, name string, err error) error {
+	also := ""
+	if kind.Space() == content.KindImage {
+		also = ", or delete it at the store if its content can be imported again"
+	}
+	return fmt.Errorf("%w; nothing is written over it: put the object %s back from a copy of the origin%s", err, key(kind, name), also)
 }
 
 func taken(current Record, baseETag string) error {

@@ -125,7 +125,7 @@ func verified(w io.Writer, r api.Check) {
 	if more := r.HurtNames - int64(len(r.Hurt)); more > 0 {
 		fmt.Fprintf(w, "and %s more\n", ask.Count(int(more), "hurt name"))
 	}
-	fmt.Fprintf(w, "%s and %s were looked at: %s, %s and %s, %s in all, are right\n", ask.Count(int(r.Records), "name"), ask.Count(int(r.Roots), "root"), ask.Count(int(r.Chunks), "chunk"),
+	fmt.Fprintf(w, "%s and %s were looked at: %s, %s and %s, %s in all, are right\n", ask.Count(int(r.Records), "record"), ask.Count(int(r.Roots), "root"), ask.Count(int(r.Chunks), "chunk"),
 		ask.Count(int(r.Nodes), "map node"), ask.Count(int(r.Segments), "segment"), units.Bytes(int64(r.StoredBytes+r.SegmentBytes)))
 	if r.Unread > 0 {
 		fmt.Fprintf(w, "%s more were not read, but for whether their packs can have them; `--read-data 100%%` reads all\n", ask.Count(int(r.Unread), "chunk"))
