@@ -64,7 +64,7 @@ func report(app *ask.Node, std ask.Stdio, findings []doctor.Finding) error {
 		return json.NewEncoder(std.Out).Encode(findings)
 	}
 	for _, f := range findings {
-		if _, err := fmt.Fprintln(std.Out, terminal.Wrap(fmt.Sprintf("%-4s %-12s %s", f.Mark, f.What, f.Text), terminal.Width(std.Out))); err != nil {
+		if _, err := fmt.Fprintln(std.Out, terminal.Wrap(fmt.Sprintf("%-4s %-13s %s", f.Mark, f.What, f.Text), terminal.Width(std.Out))); err != nil {
 			return err
 		}
 	}

@@ -63,8 +63,8 @@ func TestTheOriginIsLookedAfter(t *testing.T) {
 		t.Errorf("%+v, %v", up, err)
 	}
 	for line, want := range map[string]string{
-		"origin gc --grace 5m": "1h0m0s at least", "origin gc --grace soon": "is not a time", "origin gc --share 0.5": "write it as 25%", "origin gc --waste 101%": "is not a part",
-		"origin verify --read-data all": "is not a part", "origin copy backup": "the URL of another store", "origin copy file://" + filepath.Join(s.dir, "origin"): "the URL of another store", "node --origin-gc 1s": "give 1m or more",
+		"origin gc --grace 5m": "give 1h at least", "origin gc --grace soon": "is not a time", "origin gc --share 0.5": "write it as 25%", "origin gc --waste 101%": "is no part above 0",
+		"origin verify --read-data all": "is no part above 0", "origin copy backup": "the URL of another store", "origin copy https://backup.example.com": "nothing is written over https", "origin copy file://" + filepath.Join(s.dir, "origin"): "the URL of another store", "node --origin-gc 1s": "give 1m or more",
 	} {
 		code, _, complaint := command(t, append(strings.Fields(line), "--data", data)...)
 		if code == 0 || !strings.Contains(complaint, want) {

@@ -33,7 +33,7 @@ func (r CollectRequest) check() error {
 	grace := time.Duration(r.Grace * float64(time.Second))
 	switch {
 	case r.Grace != 0 && (grace < garbage.GraceMin || grace > graceMax || r.Grace > graceMax.Seconds()):
-		return fmt.Errorf("gc: %w: a grace of %s; give %s at least, in which commits that are under way end, and %d days at most", content.ErrInvalid, grace, garbage.GraceMin, int(graceMax.Hours()/24))
+		return fmt.Errorf("gc: %w: a grace of %s; give %dh at least, in which commits that are under way end, and %d days at most", content.ErrInvalid, grace, int(garbage.GraceMin.Hours()), int(graceMax.Hours()/24))
 	case !(r.Share >= 0 && r.Share <= 1):
 		return fmt.Errorf("gc: %w: a share of %g; give a part of 1, as 0.25", content.ErrInvalid, r.Share)
 	case !(r.Waste >= 0 && r.Waste <= 1):
@@ -69,11 +69,14 @@ func (u *Upkeep) Collect(req CollectRequest) (operations.View, error) {
 	}
 	return u.begin(CollectKind, target, func(ctx context.Context, op *operations.Operation) error {
 		report, err := u.collect(ctx, at, req, op)
-		if !report.At.IsZero() {
+		found := len(report.Rows)+len(report.Broken) > 0
+		if found || err == nil {
 			err = errors.Join(err, op.Report(report))
 		}
 		if !req.DryRun {
-			u.collected(report)
+			if found {
+				u.collected(report)
+			}
 			_, _ = u.look(ctx, at) // which shows it; it is looked for again
 		}
 		return err
@@ -93,6 +96,10 @@ func (u *Upkeep) collect(ctx context.Context, at bucket.Bucket, req CollectReque
 		},
 		Log: u.cfg.Log,
 	})
+	if err == nil {
+		all := r.Live.Objects + r.Waiting.Objects + r.Deleted.Objects
+		op.Update(func(v *operations.View) { v.Note, v.Done, v.Total = "", all, all })
+	}
 	r.Rows, r.Broken = append([]garbage.Row{}, r.Rows...), append([]garbage.Broken{}, r.Broken...) // [] in JSON
 	return r, err
 }

@@ -33,6 +33,9 @@ func (u *Upkeep) Copy(ctx context.Context, req CopyRequest) (operations.View, er
 	if err == nil && to.Scheme == "" || req.To == u.cfg.URL {
 		err = errors.New("it has to be the URL of another store, as file:///folder or s3://bucket/prefix?endpoint=…&region=…")
 	}
+	if err == nil && to.Scheme == "https" {
+		err = errors.New("nothing is written over https; give the store behind it, as s3://bucket/prefix?endpoint=…&region=…")
+	}
 	if err != nil {
 		return operations.View{}, fmt.Errorf("copy to %.200q: %w: %w", req.To, content.ErrInvalid, err)
 	}
@@ -47,15 +50,18 @@ func (u *Upkeep) Copy(ctx context.Context, req CopyRequest) (operations.View, er
 		}
 		r, err := replica.Run(ctx, source, target, replica.Config{Dir: u.cfg.Temp, Progress: func(r replica.Report) {
 			op.Update(func(v *operations.View) {
-				v.Done, v.Bytes["sent"] = r.Looked.Bytes, r.Sent.Bytes
+				v.Done, v.Total, v.Bytes["sent"] = r.Present.Bytes+r.Sent.Bytes, r.Looked.Bytes, r.Sent.Bytes
 				v.Note = fmt.Sprintf("objects: %d, records: %d", r.Looked.Objects, r.Records)
 			})
 		}})
-		if err = errors.Join(err, op.Report(r)); err != nil {
+		if err == nil || r.Looked.Objects > 0 {
+			err = errors.Join(err, op.Report(r))
+		}
+		if err != nil {
 			return err
 		}
 		if r.Failed > 0 {
-			return fmt.Errorf("%w: %d objects and records are not at the copy, as they are damaged here or need what is: %s; `grange origin verify` says which names are hurt",
+			return fmt.Errorf("%w: %d objects and records are not at the copy, as they are damaged here or need what is: %s; `grange origin verify` says which names are hurt, or were mended and use what else is in a damaged pack",
 				content.ErrCorrupt, r.Failed, some(r.Failures, func(f replica.Failure) string {
 					if f.Name != "" {
 						return f.Name

@@ -369,11 +369,23 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 			return Record{}, taken(current, base.ETag)
 		case errors.Is(err, content.ErrNotFound) && base.ETag != "":
 			return Record{}, fmt.Errorf("write %s %q: %w: the record that it replaces is gone", mine.Kind, mine.Name, content.ErrConflict)
+		case errors.Is(err, content.ErrCorrupt) && !errors.Is(cause, bucket.ErrUnknown):
+			return Record{}, damaged(mine.Kind, mine.Name, err)
 		case err != nil && !errors.Is(err, content.ErrNotFound):
 			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and it can't be read back: %w: %w", mine.Kind, mine.Name, bucket.ErrUnknown, err)
 		}
 	}
 	return Record{}, fmt.Errorf("write %s %q: %w", mine.Kind, mine.Name, cause)
+}
+
+// damaged says what is to be done about a record that can't be read. Only what can be imported again is worth no more than
+// its content: without the record of a volume that is lost.
+func damaged(kind content.Kind, name string, err error) error {
+	also := ""
+	if kind.Space() == content.KindImage {
+		also = ", or delete it at the store if its content can be imported again"
+	}
+	return fmt.Errorf("%w; nothing is written over it: put the object %s back from a copy of the origin%s", err, key(kind, name), also)
 }
 
 func taken(current Record, baseETag string) error {

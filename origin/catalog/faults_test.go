@@ -309,6 +309,25 @@ func TestAListGoesOnPastABadRecord(t *testing.T) {
 	}
 }
 
+// TestADamagedRecordIsLeft: nothing is written over what can't be read, and the error says which object is damaged.
+func TestADamagedRecordIsLeft(t *testing.T) {
+	store := mem.New(t, mem.Config{})
+	c := newMesh(t, store).open(t)
+	r := commit(t, c, change("v", "1", nil))
+	for _, key := range []string{"records/volume/v", "records/volume/w"} {
+		if _, err := store.Put(t.Context(), key, bucket.Bytes([]byte("garbage")), bucket.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := change("v", "", &r)
+	remove.Delete, remove.Body = true, nil
+	for key, ch := range map[string]Change{"records/volume/v": remove, "records/volume/w": change("w", "1", nil)} {
+		if _, err := c.Commit(t.Context(), ch); !errors.Is(err, content.ErrCorrupt) || errors.Is(err, bucket.ErrUnknown) || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
 func TestWhatMayNotBeCommitted(t *testing.T) {
 	m := newMesh(t, mem.New(t, mem.Config{}))
 	c := m.open(t)

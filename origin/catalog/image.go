@@ -125,8 +125,9 @@ type Content struct {
 	Volume   content.VolumeID
 	// Through is up to where a volume's record has its journal: what lies behind may be acknowledged.
 	Through content.Position
-	// Leased is the head of a lease, which keeps its content and stands for nothing.
+	// Leased is the head of a lease, which keeps its content and stands for nothing; For says what for.
 	Leased *pack.Head
+	For    string
 	// Target is the image that a tag was set on.
 	Target string
 	// Scope says who may read the record: a deleted name's tombstone those of the farm
@@ -198,7 +199,7 @@ func Decode(c *content.Codec, e trust.Envelope) (d Content, again func(*content.
 	case content.KindLease:
 		var body Lease
 		body, err = DecodeLease(c, e.Body)
-		d, again = Content{Leased: body.Head, Segments: body.Segments}, body.Encode
+		d, again = Content{Leased: body.Head, For: body.What, Segments: body.Segments}, body.Encode
 	case content.KindInstance:
 		var body Instance
 		body, err = DecodeInstance(c, e.Body)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -56,6 +57,12 @@ func TestBadUpkeep(t *testing.T) {
 		if _, err := l.Encode(c); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("lease, %s: %v, want ErrInvalid", name, err)
 		}
+	}
+	long := goldenLease(t) // of a folder that is called anything
+	long.What = strings.Repeat("x", sourceMax+1)
+	b, err := long.Encode(c)
+	if back, bad := DecodeLease(c, b); err != nil || bad != nil || len(back.What) != sourceMax {
+		t.Errorf("lease, long words: %v, %v, %d of them", err, bad, len(back.What))
 	}
 	for name, spoil := range map[string]func(*Collection){
 		"no epoch":      func(x *Collection) { x.Epoch = 0 },

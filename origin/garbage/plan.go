@@ -23,6 +23,9 @@ const (
 	// sharedMax bounds, of those, packs of which several roots need some: only their maps say whether it is the same, and
 	// that is read once their grace is over.
 	sharedMax = 64
+
+	// What becomes of what goes.
+	thenDeleted, thenAnew = "is deleted", "is written anew"
 )
 
 // terms are what a run keeps to.
@@ -132,7 +135,7 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 	if !b.Condemned {
 		rest = b.without(func(key string) bool { return !p.stays(m, b, key) || over && m.isYoung(key) })
 	}
-	why, then := "unnamed", "is deleted"
+	why, then := "unnamed", thenDeleted
 	switch {
 	case b.Condemned:
 		p.finish = append(p.finish, b)
@@ -160,7 +163,7 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 		if isAnew {
 			row.Why = "partly dead"
 			if over || b.Condemned {
-				row.Then = "is written anew"
+				row.Then = thenAnew
 			}
 		}
 		p.count(row, o.size)
@@ -317,6 +320,20 @@ func (p *plan) standing(m *marks, r *row) {
 // beyond reports whether more goes than may unasked.
 func (p *plan) beyond(m *marks, t terms) bool {
 	return !t.yes && float64(p.going.Bytes) > t.share*float64(m.total.Bytes)
+}
+
+// leave has what goes wait until somebody says that it may.
+func (p *plan) leave() {
+	p.waiting.Objects, p.waiting.Bytes = p.waiting.Objects+p.going.Objects, p.waiting.Bytes+p.going.Bytes
+	rows := make(map[Row]Amount, len(p.rows))
+	for row, amount := range p.rows {
+		if row.Then == thenDeleted || row.Then == thenAnew {
+			row.Then = "waits for --yes"
+		}
+		was := rows[row]
+		rows[row] = Amount{was.Objects + amount.Objects, was.Bytes + amount.Bytes}
+	}
+	p.rows = rows
 }
 
 // sorted are the rows of the report.

@@ -49,14 +49,16 @@ type Record struct {
 	Volume   content.VolumeID
 	// Through is up to where a volume's record has its journal: what lies behind may be acknowledged.
 	Through content.Position
+	// For says for people what a lease is for.
+	For string
 	// Err says why a record can't be read. It wraps content.ErrUnknown where a later version wrote it.
 	Err error
 	// Unsigned says why nobody believes it; nil where its signature holds.
 	Unsigned error
 }
 
-// Label is what people call the record.
-func (r Record) Label() string { return string(r.Space) + ":" + r.Name }
+// Label is what people call the record; a lease by what it is for, as "lease:mount /srv/site".
+func (r Record) Label() string { return string(r.Space) + ":" + cmp.Or(r.For, r.Name) }
 
 // spaces are the namespaces of records.
 func spaces() []content.Kind {
@@ -211,7 +213,7 @@ func (r *Record) decode(c *content.Codec) (err error) {
 	d, again, err := catalog.Decode(c, e)
 	switch {
 	case again != nil:
-		r.Head, r.Segments, r.Volume, r.Through = cmp.Or(d.Head, d.Leased), d.Segments, d.Volume, d.Through
+		r.Head, r.Segments, r.Volume, r.Through, r.For = cmp.Or(d.Head, d.Leased), d.Segments, d.Volume, d.Through, d.For
 		return r.known(c, again, err)
 	case e.Kind != content.KindCollection && e.Kind != content.KindRevocation:
 		return fmt.Errorf("%w: kind %.40q", content.ErrUnknown, e.Kind)

@@ -63,6 +63,9 @@ type Totals struct {
 	Marked   Amount `json:"marked"`
 	Deleted  Amount `json:"deleted"`
 	Repacked Amount `json:"repacked"`
+	// Going is what it deletes or writes anew, or a dry run would; Beyond says that this is more than the share, and waits.
+	Going  Amount `json:"going"`
+	Beyond bool   `json:"beyond" doc:"what goes is more than the share, and was left"`
 	// Waiting has a tombstone, and goes after Next.
 	Waiting Amount    `json:"waiting"`
 	Next    time.Time `json:"next,omitzero"`

@@ -125,15 +125,18 @@ func (r *run) collect(ctx context.Context) error {
 		t.epoch = r.turn.body.Epoch
 	}
 	r.plan = decide(r.marks, t)
+	if r.report.Beyond = r.plan.beyond(r.marks, t); r.report.Beyond {
+		r.plan.leave()
+	}
 	r.report.Epoch, r.report.Rows, r.report.Live, r.report.Waiting, r.report.Next = t.epoch, r.plan.sorted(), r.plan.live, r.plan.waiting, r.plan.next
-	r.report.Marked = r.plan.marked
+	r.report.Marked, r.report.Going = r.plan.marked, r.plan.going
 	if r.cfg.DryRun {
 		return nil
 	}
 	if err := r.write(ctx); err != nil {
 		return err
 	}
-	if r.plan.beyond(r.marks, t) {
+	if r.report.Beyond {
 		return fmt.Errorf("%w: %s of %s would go at once, and unasked a run deletes %g %% at most: look at it with --dry-run, and give --yes", content.ErrConflict, bytesOf(r.plan.going.Bytes), bytesOf(r.marks.total.Bytes), 100*t.share)
 	}
 	if err := r.delete(ctx); err != nil {

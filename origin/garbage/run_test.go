@@ -428,10 +428,18 @@ func TestShare(t *testing.T) {
 	cfg := w.config()
 	cfg.Yes = false
 	all := w.keys(t, string(content.KeyPacks))
-	_, err := Run(t.Context(), cfg)
+	r, err := Run(t.Context(), cfg)
 	if !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), "--yes") {
 		t.Fatal(err)
 	}
+	if left := r.row("waits for --yes"); left.Objects == 0 || left != r.Going || left != r.Waiting || !r.Beyond || r.row("is deleted").Objects > 0 {
+		t.Fatalf("what waits is not said: %+v", r)
+	}
+	cfg.DryRun = true
+	if dry, err := Run(t.Context(), cfg); err != nil || !dry.Beyond || dry.Going != r.Going || dry.row("waits for --yes") != r.Going {
+		t.Fatalf("%+v, %v", dry, err)
+	}
+	cfg.DryRun = false
 	w.same(t, all)
 	cfg.Share = 0.5
 	if r, err := Run(t.Context(), cfg); err != nil || r.Deleted.Objects != 1 {

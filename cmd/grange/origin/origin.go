@@ -22,7 +22,7 @@ type Commands struct {
 	Gc     gcCmd     `cmd:"" help:"Delete what no name needs any more: mark it, and delete what was marked longer ago than the grace and is dead still."`
 	Verify verifyCmd `cmd:"" help:"Look whether all that names stand for is at the origin, and right; fails where it is not."`
 	Copy   copyCmd   `cmd:"" help:"Copy the origin to another store, as far as that lacks it."`
-	Du     duCmd     `cmd:"" help:"Say who needs how much of the origin."`
+	Du     duCmd     `cmd:"" help:"Say who needs how much of the origin: NEEDS is what its content takes, ALONE and SHARED are the packs that it alone, or others too, have that in."`
 }
 
 // Flags are those of a node that looks after the origin.
@@ -52,8 +52,8 @@ func (f *Flags) Config() node.Upkeep {
 type gcCmd struct {
 	DryRun bool       `env:"-" help:"Say what would be done, and write nothing."`
 	Grace  units.Span `env:"-" default:"24h" help:"How long what is dead stays, from the run that finds it to one that deletes it; 1h at least."`
-	Share  units.Part `env:"-" default:"25%" help:"How much of all bytes may go at once; where it is more nothing goes." placeholder:"N%"`
-	Waste  units.Part `env:"-" default:"10%" help:"How much of the packs may be dead before some are written anew; 100%: none ever." placeholder:"N%"`
+	Share  units.Part `env:"-" default:"25%" help:"How much of all bytes may go at once, 25% when not given; where it is more nothing goes." placeholder:"N%"`
+	Waste  units.Part `env:"-" default:"10%" help:"How much of the packs may be dead before some are written anew, 10% when not given; 100%: none ever." placeholder:"N%"`
 	Yes    bool       `env:"-" help:"Although more than the share goes."`
 }
 
@@ -76,13 +76,22 @@ func collected(w io.Writer, r api.Garbage) {
 	}
 	fmt.Fprintf(w, "in use: %s\n", amount(r.Live))
 	if r.Dry {
-		fmt.Fprintf(w, "nothing was written; a run would mark %s\n", amount(r.Marked))
+		fmt.Fprintf(w, "nothing was written; a run would mark %s, and delete or write anew %s\n", amount(r.Marked), amount(r.Going))
 	} else {
 		fmt.Fprintf(w, "marked: %s; deleted: %s; written anew: %s, which gave %s back; %s to the origin\n", amount(r.Marked), amount(r.Deleted),
 			ask.Count(int(r.Repacked.Objects), "pack"), units.Bytes(r.Repacked.Bytes), ask.Count(int(r.Requests), "request"))
 	}
 	if r.Waiting.Objects > 0 {
-		fmt.Fprintf(w, "waiting: %s, of which the first go in a run after %s\n", amount(r.Waiting), r.Next.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "waiting: %s", amount(r.Waiting))
+		first := "of which the first go"
+		if r.Beyond {
+			fmt.Fprintf(w, ", of which %s, more than the share, go with --yes", amount(r.Going))
+			first = "others"
+		}
+		if !r.Next.IsZero() {
+			fmt.Fprintf(w, ", %s in a run after %s", first, r.Next.Local().Format(time.DateTime))
+		}
+		fmt.Fprintln(w)
 	}
 	broken(w, r.Broken)
 }
@@ -98,7 +107,7 @@ func broken(w io.Writer, all []garbage.Broken) {
 }
 
 type verifyCmd struct {
-	ReadData units.Part `env:"-" default:"100%" help:"How much of the chunks is read, other ones each time; all else is always read." placeholder:"N%"`
+	ReadData units.Part `env:"-" default:"100%" help:"How much of the chunks is read, other ones each time, all when not given; all else is always read." placeholder:"N%"`
 	After    string     `env:"-" help:"Go on behind this key, the last of a check that was cut short." placeholder:"KEY"`
 }
 
@@ -116,7 +125,7 @@ func verified(w io.Writer, r api.Check) {
 	if more := r.HurtNames - int64(len(r.Hurt)); more > 0 {
 		fmt.Fprintf(w, "and %s more\n", ask.Count(int(more), "hurt name"))
 	}
-	fmt.Fprintf(w, "%s and %s were looked at: %s, %s and %s, %s in all, are right\n", ask.Count(int(r.Records), "name"), ask.Count(int(r.Roots), "root"), ask.Count(int(r.Chunks), "chunk"),
+	fmt.Fprintf(w, "%s and %s were looked at: %s, %s and %s, %s in all, are right\n", ask.Count(int(r.Records), "record"), ask.Count(int(r.Roots), "root"), ask.Count(int(r.Chunks), "chunk"),
 		ask.Count(int(r.Nodes), "map node"), ask.Count(int(r.Segments), "segment"), units.Bytes(int64(r.StoredBytes+r.SegmentBytes)))
 	if r.Unread > 0 {
 		fmt.Fprintf(w, "%s more were not read, but for whether their packs can have them; `--read-data 100%%` reads all\n", ask.Count(int(r.Unread), "chunk"))
@@ -175,7 +184,7 @@ func (c *duCmd) table(w io.Writer, r api.Usage) {
 	fmt.Fprintf(w, "journals of volumes: %s; indexes: %s; records: %s\n", amount(r.Segments), amount(r.Indexes), amount(r.Records))
 	for _, v := range r.Volumes {
 		if v.Bytes > v.Named.Bytes {
-			fmt.Fprintf(w, "  volume %s: %s, of which a record names %s\n", cmp.Or(v.Name, "that is gone, "+v.ID), amount(v.Amount), units.Bytes(v.Named.Bytes))
+			fmt.Fprintf(w, "  %s: %s, of which a record names %s\n", cmp.Or(v.Name, "a volume that is gone, "+v.ID), amount(v.Amount), units.Bytes(v.Named.Bytes))
 		}
 	}
 	broken(w, r.Broken)

@@ -166,7 +166,7 @@ func (p *Part) UnmarshalText(b []byte) error {
 	text, percent := strings.CutSuffix(string(b), "%")
 	n, err := strconv.ParseFloat(text, 64)
 	if err != nil || !percent || !(n > 0 && n <= 100) { // nor is NaN
-		return fmt.Errorf("%q is not a part; write it as 25%%", b)
+		return fmt.Errorf("%q is no part above 0; write it as 25%%, 100%% at most", b)
 	}
 	*p = Part(n / 100)
 	return nil

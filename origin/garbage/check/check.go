@@ -180,12 +180,12 @@ func (r *run) record(ctx context.Context, rec garbage.Record) error {
 // check checks all that a record names.
 func (r *run) check(ctx context.Context, rec garbage.Record) (Hurt, error) {
 	h := Hurt{Name: rec.Label(), Key: rec.Key}
-	if rec.Unsigned != nil {
-		h.add(rec.Unsigned)
-	}
-	if rec.Err != nil { // what it names is not known
+	if rec.Err != nil { // what it names is not known, and nothing was signed that can't be read
 		h.add(rec.Err)
 		return h, nil
+	}
+	if rec.Unsigned != nil {
+		h.add(rec.Unsigned)
 	}
 	if _, err := catalog.Describe(r.codec, rec.Envelope); err != nil && rec.Unsigned == nil {
 		h.add(err)

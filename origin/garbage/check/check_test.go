@@ -176,6 +176,9 @@ func TestEachDamageIsFound(t *testing.T) {
 					if !strings.Contains(h.Damages[0], c.what) || len(h.Damages) > DamagesMax || c.missing != (h.Missing > 0) || c.missing == (h.Bad > 0) {
 						t.Errorf("%+v, want %q", h, c.what)
 					}
+					if h.Key == "records/image/other" && strings.HasPrefix(c.what, "record") && h.Bad != 1 {
+						t.Errorf("one record is damaged: %+v", h)
+					}
 				}
 				w.mend(t, r)
 			})

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -34,9 +35,10 @@ type Damage struct {
 	Err error
 }
 
-// Error names the place of the damage.
+// Error names the place of the damage, and the first of what was tried there.
 func (d Damage) Error() string {
 	what := d.What
+	why, _, _ := strings.Cut(d.Err.Error(), "\n")
 	switch d.What {
 	case whatChunk:
 		what = d.At.String()
@@ -45,12 +47,12 @@ func (d Damage) Error() string {
 	}
 	where := "nowhere"
 	if d.What == whatEnd {
-		return fmt.Sprintf("%s %s: %v", what, d.Extent.Pack.Key(), d.Err)
+		return fmt.Sprintf("%s %s: %s", what, d.Extent.Pack.Key(), why)
 	}
 	if d.Extent.Pack != "" {
 		where = fmt.Sprintf("%s at %d+%d", d.Extent.Pack.Key(), d.Extent.Offset, d.Extent.Length)
 	}
-	return fmt.Sprintf("%s (%s) in %s: %v", what, d.Extent.CID, where, d.Err)
+	return fmt.Sprintf("%s (%s) in %s: %s", what, d.Extent.CID, where, why)
 }
 
 // Unwrap returns Err.
