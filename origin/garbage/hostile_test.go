@@ -2,6 +2,7 @@ package garbage
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -223,4 +224,30 @@ func TestACollectionThatNobodyBelieves(t *testing.T) {
 	w.verifier.Revoke(map[trust.PublicKey]time.Time{by.Key.Public(): w.now()})
 	w.collection(t, by, catalog.Collection{Epoch: 9, Holder: by.Key.Public(), Began: 1, Seen: w.now().UnixMilli()})
 	w.run(t)
+}
+
+// TestAFullStore: where there is no room for a pack that would be written anew, what is dead goes all the same.
+func TestAFullStore(t *testing.T) {
+	for range 8 { // batches have random names
+		w := newWorld(t)
+		w.publish(t, "old", chunks(100, 20_000))
+		w.publish(t, "x", chunks(200, 1000))
+		w.publish(t, "x", chunks(60, 1000))
+		w.remove(t, "old")
+		w.run(t)
+		w.later(past)
+		w.breaks(func(c mem.Call) (f mem.Fault) {
+			if c.Op == mem.Put && strings.HasPrefix(c.Key, string(content.KeyPacks)) {
+				f.Err = content.ErrNoSpace
+			}
+			return f
+		})
+		if r, err := Run(t.Context(), w.config()); !errors.Is(err, content.ErrNoSpace) || r.Deleted.Objects != 1 {
+			t.Fatalf("%d went: %v", r.Deleted.Objects, err)
+		}
+		w.check(t)
+		w.breaks(nil)
+		w.run(t)
+		w.check(t)
+	}
 }
