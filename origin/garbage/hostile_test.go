@@ -12,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/verify"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 )
@@ -249,5 +250,23 @@ func TestAFullStore(t *testing.T) {
 		w.breaks(nil)
 		w.run(t)
 		w.check(t)
+	}
+}
+
+// TestAManifestOfAnotherRootIsWrittenAnew: what such a root needs of a pack is not told by its manifest, and stays.
+func TestAManifestOfAnotherRootIsWrittenAnew(t *testing.T) {
+	w := newWorld(t)
+	all := chunks(200, 1000)
+	head := w.publish(t, "x", all)
+	other := w.publish(t, "other", chunks(300, 9000))
+	w.publish(t, "x", chunks(60, 1000))
+	head.Manifest = other.Manifest
+	w.put(t, content.KindImage, "wrong", "", head)
+	for range 4 {
+		w.later(past)
+		w.run(t)
+	}
+	if r, err := verify.Image(t.Context(), pack.NewReader(w), head, nil); err != nil || r.Missing > 0 || r.Chunks != 200 {
+		t.Fatalf("%+v %v", r, err)
 	}
 }
