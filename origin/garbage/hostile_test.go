@@ -270,3 +270,32 @@ func TestAManifestOfAnotherRootIsWrittenAnew(t *testing.T) {
 		t.Fatalf("%+v %v", r, err)
 	}
 }
+
+// TestABrokenManifestIsAlone: packs are written anew beside it, with all that its map needs.
+func TestABrokenManifestIsAlone(t *testing.T) {
+	w := newWorld(t)
+	w.publish(t, "x", chunks(200, 1000))
+	w.publish(t, "y", chunks(200, 5000))
+	z := w.publish(t, "z", chunks(100, 1000)) // out of the pack of x
+	w.publish(t, "x", chunks(60, 1000))
+	w.publish(t, "y", chunks(60, 5000))
+	delete(w.wants, "z")
+	key := z.Manifest.Pack.Key()
+	b, _, err := bucket.ReadAll(t.Context(), w, key, pack.SizeMax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[z.Manifest.Offset+10] ^= 1
+	w.written(t, key, b)
+	repacked := int64(0)
+	for range 3 {
+		w.later(past)
+		repacked += w.run(t).Repacked.Objects
+	}
+	if repacked < 2 {
+		t.Errorf("%d packs were written anew", repacked)
+	}
+	if r, err := verify.Image(t.Context(), pack.NewReader(w), z, nil); err != nil || r.Missing > 0 || r.Bad > 1 || r.Chunks != 100 {
+		t.Fatalf("%+v %v", r, err)
+	}
+}

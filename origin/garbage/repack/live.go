@@ -63,7 +63,7 @@ type Left struct {
 // Live finds which frames of a group the roots of heads need: chunks and nodes by walking their maps, each node once
 // although roots share it, and the heads' own roots and manifests. Heads whose manifests name nothing of the group cost
 // that one read; who knows them leaves them out. Where a map or manifest can't be read, the packs that it may name are
-// left. More than FramesMax is content.ErrNoSpace: try a smaller group.
+// left; of a broken manifest the map tells. More than FramesMax is content.ErrNoSpace: try a smaller group.
 func Live(ctx context.Context, r *pack.Reader, heads []pack.Head, g Group) (Alive, []Left, error) {
 	w := &walk{reader: r, group: g, alive: make(Alive), left: make(map[pack.ID]error), seen: make(map[[2]content.CID]struct{}), named: make(map[manifest][]pack.ID)}
 	for _, id := range g.Packs {
@@ -124,7 +124,11 @@ func (w *walk) head(ctx context.Context, h pack.Head) error {
 	packs, known := w.named[of]
 	if !known {
 		m, err := w.reader.ReadManifest(ctx, h)
-		if err != nil {
+		if err == nil {
+			err = m.CheckOf(content.NewCodec(), h)
+		}
+		broken := errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrUnknown) || errors.Is(err, content.ErrNotFound)
+		if err != nil && !broken {
 			return w.damaged(ctx, root{h, w.group.Packs}, fmt.Errorf("the manifest of map %s: %w", h.Root.Map, err))
 		}
 		for _, p := range m.Packs {
@@ -137,7 +141,7 @@ func (w *walk) head(ctx context.Context, h pack.Head) error {
 				return err
 			}
 		}
-		if m.CheckOf(content.NewCodec(), h) != nil { // its map alone says what it needs
+		if broken { // its map alone says what it needs
 			packs = w.group.Packs
 		}
 		w.named[of] = packs
