@@ -206,17 +206,14 @@ func (w *world) collection(t *testing.T, by trust.Signer, x catalog.Collection) 
 // TestACollectionThatNobodyBelieves, or that goes on in the future, keeps nobody from collecting.
 func TestACollectionThatNobodyBelieves(t *testing.T) {
 	w := newWorld(t)
-	other, by := trust.NewPrivateKey(), w.second(t).Signer
+	by := w.second(t).Signer
 	ahead := w.now().Add(48 * time.Hour).UnixMilli()
 	w.collection(t, by, catalog.Collection{Epoch: 1, Holder: by.Key.Public(), Began: ahead, Seen: ahead})
 	w.run(t)
 	w.collection(t, w.signer, catalog.Collection{Epoch: 5, Holder: w.signer.Key.Public(), Report: []byte("no JSON")})
 	w.run(t)
-	chain, err := trust.Signer{Key: other}.Issue(trust.Identity{Key: other.Public(), Role: trust.RoleAdmin, Farm: "x"}, w.now()) // of another mesh
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.collection(t, trust.Signer{Key: other, Chain: chain}, catalog.Collection{Epoch: 1, Holder: other.Public()})
+	other := w.stranger(t)
+	w.collection(t, other, catalog.Collection{Epoch: 1, Holder: other.Key.Public()})
 	w.run(t)
 	for _, rubbish := range [][]byte{{}, []byte("rubbish"), make([]byte, 64<<10)} {
 		w.written(t, "records/collection/origin", rubbish)
@@ -298,4 +295,64 @@ func TestABrokenManifestIsAlone(t *testing.T) {
 	if r, err := verify.Image(t.Context(), pack.NewReader(w), z, nil); err != nil || r.Missing > 0 || r.Bad > 1 || r.Chunks != 100 {
 		t.Fatalf("%+v %v", r, err)
 	}
+}
+
+// TestARecordThatNobodyBelieves in the place of one that was there: what that has named is held, as is what a damaged one may
+// name. One of a member that was revoked since is what it says.
+func TestARecordThatNobodyBelieves(t *testing.T) {
+	for _, tombstone := range []bool{false, true} {
+		w := newWorld(t)
+		w.publish(t, "x", chunks(100, 1000))
+		small := w.publish(t, "small", chunks(1, 9000))
+		key := "records/image/x"
+		was, _, err := bucket.ReadAll(t.Context(), w, key, content.RecordSizeMax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := catalog.Image{Head: small, Source: "test"}.Encode(content.NewCodec())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tombstone {
+			body = nil
+		}
+		put := func(by trust.Signer) {
+			t.Helper()
+			sealed, err := by.Seal(trust.Envelope{Kind: content.KindImage, Name: "x", Version: 9, SignedAt: w.now(), Body: body, Tombstone: tombstone, Commit: trust.NewCommit()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.written(t, key, sealed)
+		}
+		put(w.stranger(t))
+		for range 3 {
+			if r := w.run(t); len(r.Broken) != 1 || r.Broken[0].Name != "image:x" {
+				t.Errorf("broken: %+v", r.Broken)
+			}
+			w.later(past)
+		}
+		w.written(t, key, was)
+		w.check(t)
+		by := w.second(t).Signer
+		w.verifier.Revoke(map[trust.PublicKey]time.Time{by.Key.Public(): w.now()})
+		put(by)
+		for range 2 {
+			w.run(t)
+			w.later(past)
+		}
+		if left := w.keys(t, string(content.KeyPacks)); len(left) != 1 {
+			t.Errorf("left: %v", left)
+		}
+	}
+}
+
+// stranger is an admin of another mesh.
+func (w *world) stranger(t *testing.T) trust.Signer {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: key}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "x"}, w.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trust.Signer{Key: key, Chain: chain}
 }
