@@ -2,6 +2,7 @@ package garbage
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/verify"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 )
@@ -204,17 +206,14 @@ func (w *world) collection(t *testing.T, by trust.Signer, x catalog.Collection) 
 // TestACollectionThatNobodyBelieves, or that goes on in the future, keeps nobody from collecting.
 func TestACollectionThatNobodyBelieves(t *testing.T) {
 	w := newWorld(t)
-	other, by := trust.NewPrivateKey(), w.second(t).Signer
+	by := w.second(t).Signer
 	ahead := w.now().Add(48 * time.Hour).UnixMilli()
 	w.collection(t, by, catalog.Collection{Epoch: 1, Holder: by.Key.Public(), Began: ahead, Seen: ahead})
 	w.run(t)
 	w.collection(t, w.signer, catalog.Collection{Epoch: 5, Holder: w.signer.Key.Public(), Report: []byte("no JSON")})
 	w.run(t)
-	chain, err := trust.Signer{Key: other}.Issue(trust.Identity{Key: other.Public(), Role: trust.RoleAdmin, Farm: "x"}, w.now()) // of another mesh
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.collection(t, trust.Signer{Key: other, Chain: chain}, catalog.Collection{Epoch: 1, Holder: other.Public()})
+	other := w.stranger(t)
+	w.collection(t, other, catalog.Collection{Epoch: 1, Holder: other.Key.Public()})
 	w.run(t)
 	for _, rubbish := range [][]byte{{}, []byte("rubbish"), make([]byte, 64<<10)} {
 		w.written(t, "records/collection/origin", rubbish)
@@ -223,4 +222,137 @@ func TestACollectionThatNobodyBelieves(t *testing.T) {
 	w.verifier.Revoke(map[trust.PublicKey]time.Time{by.Key.Public(): w.now()})
 	w.collection(t, by, catalog.Collection{Epoch: 9, Holder: by.Key.Public(), Began: 1, Seen: w.now().UnixMilli()})
 	w.run(t)
+}
+
+// TestAFullStore: where there is no room for a pack that would be written anew, what is dead goes all the same.
+func TestAFullStore(t *testing.T) {
+	for range 8 { // batches have random names
+		w := newWorld(t)
+		w.publish(t, "old", chunks(100, 20_000))
+		w.publish(t, "x", chunks(200, 1000))
+		w.publish(t, "x", chunks(60, 1000))
+		w.remove(t, "old")
+		w.run(t)
+		w.later(past)
+		w.breaks(func(c mem.Call) (f mem.Fault) {
+			if c.Op == mem.Put && strings.HasPrefix(c.Key, string(content.KeyPacks)) {
+				f.Err = content.ErrNoSpace
+			}
+			return f
+		})
+		if r, err := Run(t.Context(), w.config()); !errors.Is(err, content.ErrNoSpace) || r.Deleted.Objects != 1 {
+			t.Fatalf("%d went: %v", r.Deleted.Objects, err)
+		}
+		w.check(t)
+		w.breaks(nil)
+		w.run(t)
+		w.check(t)
+	}
+}
+
+// TestAManifestOfAnotherRootIsWrittenAnew: what such a root needs of a pack is not told by its manifest, and stays.
+func TestAManifestOfAnotherRootIsWrittenAnew(t *testing.T) {
+	w := newWorld(t)
+	all := chunks(200, 1000)
+	head := w.publish(t, "x", all)
+	other := w.publish(t, "other", chunks(300, 9000))
+	w.publish(t, "x", chunks(60, 1000))
+	head.Manifest = other.Manifest
+	w.put(t, content.KindImage, "wrong", "", head)
+	for range 4 {
+		w.later(past)
+		w.run(t)
+	}
+	if r, err := verify.Image(t.Context(), pack.NewReader(w), head, nil); err != nil || r.Missing > 0 || r.Chunks != 200 {
+		t.Fatalf("%+v %v", r, err)
+	}
+}
+
+// TestABrokenManifestIsAlone: packs are written anew beside it, with all that its map needs.
+func TestABrokenManifestIsAlone(t *testing.T) {
+	w := newWorld(t)
+	w.publish(t, "x", chunks(200, 1000))
+	w.publish(t, "y", chunks(200, 5000))
+	z := w.publish(t, "z", chunks(100, 1000)) // out of the pack of x
+	w.publish(t, "x", chunks(60, 1000))
+	w.publish(t, "y", chunks(60, 5000))
+	delete(w.wants, "z")
+	key := z.Manifest.Pack.Key()
+	b, _, err := bucket.ReadAll(t.Context(), w, key, pack.SizeMax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[z.Manifest.Offset+10] ^= 1
+	w.written(t, key, b)
+	repacked := int64(0)
+	for range 3 {
+		w.later(past)
+		repacked += w.run(t).Repacked.Objects
+	}
+	if repacked < 2 {
+		t.Errorf("%d packs were written anew", repacked)
+	}
+	if r, err := verify.Image(t.Context(), pack.NewReader(w), z, nil); err != nil || r.Missing > 0 || r.Bad > 1 || r.Chunks != 100 {
+		t.Fatalf("%+v %v", r, err)
+	}
+}
+
+// TestARecordThatNobodyBelieves in the place of one that was there: what that has named is held, as is what a damaged one may
+// name. One of a member that was revoked since is what it says.
+func TestARecordThatNobodyBelieves(t *testing.T) {
+	for _, tombstone := range []bool{false, true} {
+		w := newWorld(t)
+		w.publish(t, "x", chunks(100, 1000))
+		small := w.publish(t, "small", chunks(1, 9000))
+		key := "records/image/x"
+		was, _, err := bucket.ReadAll(t.Context(), w, key, content.RecordSizeMax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := catalog.Image{Head: small, Source: "test"}.Encode(content.NewCodec())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tombstone {
+			body = nil
+		}
+		put := func(by trust.Signer) {
+			t.Helper()
+			sealed, err := by.Seal(trust.Envelope{Kind: content.KindImage, Name: "x", Version: 9, SignedAt: w.now(), Body: body, Tombstone: tombstone, Commit: trust.NewCommit()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.written(t, key, sealed)
+		}
+		put(w.stranger(t))
+		for range 3 {
+			if r := w.run(t); len(r.Broken) != 1 || r.Broken[0].Name != "image:x" {
+				t.Errorf("broken: %+v", r.Broken)
+			}
+			w.later(past)
+		}
+		w.written(t, key, was)
+		w.check(t)
+		by := w.second(t).Signer
+		w.verifier.Revoke(map[trust.PublicKey]time.Time{by.Key.Public(): w.now()})
+		put(by)
+		for range 2 {
+			w.run(t)
+			w.later(past)
+		}
+		if left := w.keys(t, string(content.KeyPacks)); len(left) != 1 {
+			t.Errorf("left: %v", left)
+		}
+	}
+}
+
+// stranger is an admin of another mesh.
+func (w *world) stranger(t *testing.T) trust.Signer {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: key}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "x"}, w.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trust.Signer{Key: key, Chain: chain}
 }

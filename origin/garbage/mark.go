@@ -109,7 +109,7 @@ func mark(ctx context.Context, src Source, s *survey, wanted map[pack.ID]bool, p
 func (m *marks) hold(h hold, b Broken) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.holds = append(m.holds, h)
+	m.add(h)
 	m.report(b)
 }
 
@@ -128,11 +128,8 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 	m.names++
 	m.turn = m.turn || r.Space == content.KindCollection
 	if r.Err != nil {
-		if m.report(Broken{Name: r.Label(), Error: content.Line(r.Err)}); r.Space == content.KindCollection || r.Space == content.KindRevocation {
-			return nil // which name nothing
-		}
-		m.holds = append(m.holds, hold{content.Scope{}, 0, hourOf(r.Written.Add(holdSlack))})
-		m.held = m.held || r.Space != content.KindImage && r.Space != content.KindInstance
+		m.report(Broken{Name: r.Label(), Error: content.Line(r.Err)})
+		m.mayName(r)
 		return nil
 	}
 	if _, revoked := src.Verifier.Revoked(r.Envelope.Signer.Key); revoked && r.Kind == content.KindLease {
@@ -140,6 +137,9 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 	}
 	if r.Unsigned != nil {
 		m.report(Broken{Name: r.Label(), Error: content.Line(r.Unsigned)})
+	}
+	if r.Forged { // the one that it replaces may name anything
+		m.mayName(r)
 	}
 	if r.Kind == content.KindVolume {
 		if through, also := m.volumes[r.Volume]; !also || r.Through.Number < through.Number { // another's record may say that it is this
@@ -167,6 +167,26 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 	}
 	m.seen[of] = true
 	return h
+}
+
+// mayName holds all that a record may name, or one that was there before. Called with mu.
+func (m *marks) mayName(r Record) {
+	if r.Space == content.KindCollection || r.Space == content.KindRevocation {
+		return // which name nothing
+	}
+	m.add(hold{content.Scope{}, 0, hourOf(r.Written.Add(holdSlack))})
+	m.held = m.held || r.Space != content.KindImage && r.Space != content.KindInstance
+}
+
+// add notes a hold; those of a scope that begin alike are one. Called with mu.
+func (m *marks) add(h hold) {
+	for i := range m.holds {
+		if was := &m.holds[i]; was.scope == h.scope && was.from == h.from {
+			was.to = max(was.to, h.to)
+			return
+		}
+	}
+	m.holds = append(m.holds, h)
 }
 
 // root marks what a root needs, by its manifest; by its map, where that can't be read.

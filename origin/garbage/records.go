@@ -53,8 +53,10 @@ type Record struct {
 	For string
 	// Err says why a record can't be read. It wraps content.ErrUnknown where a later version wrote it.
 	Err error
-	// Unsigned says why nobody believes it; nil where its signature holds.
+	// Unsigned says why nobody believes it; nil where its signature holds. Forged says that no member has ever signed it who
+	// might, or not like that: it was damaged, or is a stranger's, and what was there before is not known.
 	Unsigned error
+	Forged   bool
 }
 
 // Label is what people call the record; a lease by what it is for, as "lease:mount /srv/site".
@@ -76,13 +78,13 @@ type Source struct {
 	Recall func(space content.Kind, name, etag string) []byte
 }
 
-// Records yields all records of an origin, tombstones left out, by their keys. One that can't be read has an Err. The
+// Records yields all records of an origin, tombstones that are no forgeries left out, by their keys. One that can't be read has an Err. The
 // error is of the store, or a key that is none of a record's, which wraps content.ErrUnknown: it ends the list, and whoever
 // gets it knows nothing of what there is.
 func (s Source) Records(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		for r, err := range s.RecordsAfter(ctx, "") {
-			if !r.Envelope.Tombstone && !yield(r, err) {
+			if (!r.Envelope.Tombstone || r.Forged) && !yield(r, err) {
 				return
 			}
 		}
@@ -192,6 +194,11 @@ func (l *lister) read(ctx context.Context, r *Record, etag string) error {
 		r.Sealed, r.Written, r.Size = b, info.Modified, info.Size
 	}
 	_, r.Unsigned = l.Verifier.Open(r.Sealed, r.Written, l.Now())
+	if r.Unsigned != nil {
+		said, _ := trust.Peek(r.Sealed)
+		_, forged := trust.NewVerifier(l.Verifier.Mesh()).Open(r.Sealed, r.Written, said.SignedAt) // who was revoked since was one
+		r.Forged = forged != nil
+	}
 	if r.Err = r.decode(l.codec); r.Err != nil {
 		r.Err = fmt.Errorf("record of %s %q: %w", r.Space, r.Name, r.Err)
 	}

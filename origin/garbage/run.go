@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -198,18 +199,18 @@ func (r *run) write(ctx context.Context) error {
 	return nil
 }
 
-// delete condemns what is dead still when its grace is over, and deletes that, and what a run before has condemned.
+// delete condemns what is dead still when its grace is over, and deletes that, and what a run before has condemned. What is
+// written anew comes last: it takes room, which a store that is full has by then.
 func (r *run) delete(ctx context.Context) error {
-	for _, b := range r.plan.finish {
-		if err := r.carryOut(ctx, b); err != nil {
-			return err
+	all := slices.Concat(r.plan.finish, r.plan.condemn)
+	slices.SortStableFunc(all, func(a, b Batch) int { return min(len(a.Repack), 1) - min(len(b.Repack), 1) })
+	for _, b := range all {
+		var err error
+		if !b.Condemned {
+			if err = r.turn.hold(ctx); err == nil {
+				b, err = b.condemn(ctx, r.at)
+			}
 		}
-	}
-	for _, b := range r.plan.condemn {
-		if err := r.turn.hold(ctx); err != nil {
-			return err
-		}
-		b, err := b.condemn(ctx, r.at)
 		if err == nil {
 			err = r.carryOut(ctx, b)
 		}
@@ -258,9 +259,6 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 	if err := r.turn.hold(ctx); err != nil {
 		return err
 	}
-	if err := r.repack(ctx, b.Repack); err != nil {
-		return err
-	}
 	group, deleting := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
 	gone := make([]int64, len(b.Delete))
@@ -290,12 +288,17 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 		}
 	}
 	r.cfg.Progress(Progress{Phase: "delete", Done: r.report.Deleted.Objects, Total: r.plan.going.Objects})
-	if kept > 0 {
-		r.cfg.Log.Warn("what was condemned stays, as records name it or may", "batch", b.key, "objects", kept)
-	} else if err == nil {
-		err = r.at.Delete(ctx, b.key)
+	if err == nil {
+		err = r.repack(ctx, b.Repack)
 	}
-	return err
+	switch {
+	case err != nil:
+		return err
+	case kept > 0:
+		r.cfg.Log.Warn("what was condemned stays, as records name it or may", "batch", b.key, "objects", kept)
+		return nil
+	}
+	return r.at.Delete(ctx, b.key)
 }
 
 // tidy merges what importers look up, and removes what writers have left behind.

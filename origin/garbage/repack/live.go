@@ -63,9 +63,9 @@ type Left struct {
 // Live finds which frames of a group the roots of heads need: chunks and nodes by walking their maps, each node once
 // although roots share it, and the heads' own roots and manifests. Heads whose manifests name nothing of the group cost
 // that one read; who knows them leaves them out. Where a map or manifest can't be read, the packs that it may name are
-// left. More than FramesMax is content.ErrNoSpace: try a smaller group.
+// left; of a broken manifest the map tells. More than FramesMax is content.ErrNoSpace: try a smaller group.
 func Live(ctx context.Context, r *pack.Reader, heads []pack.Head, g Group) (Alive, []Left, error) {
-	w := &walk{reader: r, group: g, alive: make(Alive), left: make(map[pack.ID]error), seen: make(map[[2]content.CID]struct{}), named: make(map[content.CID][]pack.ID)}
+	w := &walk{reader: r, group: g, alive: make(Alive), left: make(map[pack.ID]error), seen: make(map[[2]content.CID]struct{}), named: make(map[manifest][]pack.ID)}
 	for _, id := range g.Packs {
 		w.alive[id] = make(Frames)
 	}
@@ -98,7 +98,7 @@ type walk struct {
 	reader *pack.Reader
 	group  Group
 	reads  *errgroup.Group
-	named  map[content.CID][]pack.ID // by the manifests that were read, the packs of the group that they name; owned by who walks
+	named  map[manifest][]pack.ID // by the manifests that were read, the packs of the group that they name; owned by who walks
 
 	mu    sync.Mutex // guards what follows
 	alive Alive
@@ -106,6 +106,9 @@ type walk struct {
 	left  map[pack.ID]error
 	seen  map[[2]content.CID]struct{} // nodes and their pages whose children were seen
 }
+
+// manifest is one, and whose it is to be.
+type manifest struct{ manifest, top, page content.CID }
 
 // root is a head that needs something of the group.
 type root struct {
@@ -117,10 +120,15 @@ func (w *walk) head(ctx context.Context, h pack.Head) error {
 	if err := w.note(h.Manifest, true); err != nil {
 		return err
 	}
-	packs, known := w.named[h.Manifest.CID]
+	of := manifest{h.Manifest.CID, h.Root.Map, h.Page.CID}
+	packs, known := w.named[of]
 	if !known {
 		m, err := w.reader.ReadManifest(ctx, h)
-		if err != nil {
+		if err == nil {
+			err = m.CheckOf(content.NewCodec(), h)
+		}
+		broken := errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrUnknown) || errors.Is(err, content.ErrNotFound)
+		if err != nil && !broken {
 			return w.damaged(ctx, root{h, w.group.Packs}, fmt.Errorf("the manifest of map %s: %w", h.Root.Map, err))
 		}
 		for _, p := range m.Packs {
@@ -133,7 +141,10 @@ func (w *walk) head(ctx context.Context, h pack.Head) error {
 				return err
 			}
 		}
-		w.named[h.Manifest.CID] = packs
+		if broken { // its map alone says what it needs
+			packs = w.group.Packs
+		}
+		w.named[of] = packs
 	}
 	if len(packs) == 0 {
 		return nil
