@@ -248,6 +248,15 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	return content.Seal(b), nil
 }
 
+// Keys are those of all packs that it names.
+func (m Manifest) Keys() []string {
+	keys := make([]string, len(m.Packs))
+	for i, p := range m.Packs {
+		keys[i] = p.ID.Key()
+	}
+	return keys
+}
+
 // CheckOf fails with ErrCorrupt unless the manifest is of a head's root: any other may be named there, and says nothing of
 // what the root needs.
 func (m Manifest) CheckOf(c *content.Codec, h Head) error {

@@ -167,8 +167,8 @@ func (id ID) Scope() content.Scope {
 // Age returns the part of a valid id that is the greater the later it was begun.
 func (id ID) Age() string { return string(id[len(id)-idTailSize:]) }
 
-// HourPrefix returns the key prefix that id shares with the packs of its scope and hour.
-func (id ID) HourPrefix() string {
+// hourPrefix returns the key prefix that id shares with the packs of its scope and hour.
+func (id ID) hourPrefix() string {
 	return string(content.KeyPacks) + string(id[:len(id)-2*randomSize])
 }
 

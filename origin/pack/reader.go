@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -344,26 +345,45 @@ func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) 
 	})
 }
 
-// MissingPacks returns those packs of m that are not in the bucket, or not the same by what the caller knows
+// MissingPacks returns the keys of those packs of m that are not in the bucket, or not the same by what the caller knows
 // of them; same may be nil. It is for who has built on what an index knew; that all stays is seen to by package garbage.
 // It costs a list for each hour that the packs are from.
-func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
-	var missing []ID
-	for i := 0; i < len(m.Packs); {
-		prefix := m.Packs[i].ID.HourPrefix()
-		there := make(map[string]bucket.Info)
-		for info, err := range b.List(ctx, prefix, "") {
-			if err != nil {
-				return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
-			}
-			there[info.Key] = info
-		}
-		for ; i < len(m.Packs) && m.Packs[i].ID.HourPrefix() == prefix; i++ {
-			info, ok := there[m.Packs[i].ID.Key()]
-			if !ok || same != nil && !same(m.Packs[i].ID, info) {
-				missing = append(missing, m.Packs[i].ID)
-			}
+func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) (keys []string, err error) {
+	there, err := Infos(ctx, b, m.Keys())
+	if err != nil {
+		return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
+	}
+	for _, p := range m.Packs {
+		info, ok := there[p.ID.Key()]
+		if !ok || same != nil && !same(p.ID, info) {
+			keys = append(keys, p.ID.Key())
 		}
 	}
-	return missing, nil
+	return keys, nil
+}
+
+// Infos returns what lists say of the objects under some rising keys; nothing of those under which none is. It costs a list
+// for each hour that packs are from, and one for each journal.
+func Infos(ctx context.Context, of bucket.Bucket, keys []string) (map[string]bucket.Info, error) {
+	out := make(map[string]bucket.Info, len(keys))
+	for len(keys) > 0 {
+		prefix := keys[0][:strings.LastIndexByte(keys[0], '/')+1]
+		if id, err := ParseKey(keys[0]); err == nil {
+			prefix = id.hourPrefix()
+		}
+		n := 0
+		for n < len(keys) && strings.HasPrefix(keys[n], prefix) {
+			n++
+		}
+		for info, err := range of.List(ctx, prefix, "") {
+			if err != nil {
+				return nil, err
+			}
+			if _, asked := slices.BinarySearch(keys[:n], info.Key); asked {
+				out[info.Key] = info
+			}
+		}
+		keys = keys[n:]
+	}
+	return out, nil
 }
