@@ -240,10 +240,10 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 
 // ReadManifest reads the manifest that a head names, or where it went.
 func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
-	v, err := r.readFrame(ctx, h.Manifest)
+	got, err := ReadMoved(ctx, large{r}, []Extent{h.Manifest})
 	var m Manifest
 	if err == nil {
-		m, err = DecodeManifest(r.codec, v.Bytes())
+		m, err = DecodeManifest(r.codec, got[0].Bytes())
 	}
 	if err != nil {
 		return Manifest{}, fmt.Errorf("read manifest in %s: %w", h.Manifest.Location, err)
@@ -251,41 +251,31 @@ func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
 	return m, nil
 }
 
-// readFrame reads a frame of any size, where it is or went.
-func (r *Reader) readFrame(ctx context.Context, e Extent) (content.Verified, error) {
-	now := e
-	for range relocateMax {
-		v, err := twice(func() (v content.Verified, err error) {
-			at := bucket.Range{Offset: int64(now.Offset), Length: int64(now.Length)}
-			if err = now.Check(); err == nil && now.Raw > ManifestSizeMax {
-				err = fmt.Errorf("%w: %d raw bytes", content.ErrCorrupt, now.Raw)
-			}
-			if err != nil {
-				return v, err
-			}
-			obj, err := r.open(ctx, now.Pack, at)
-			if err != nil {
-				return v, err
-			}
-			b, err := drain(obj, now.Pack, at, ManifestSizeMax)
-			if err != nil {
-				return v, err
-			}
-			return decodeFrame(r.dec, now, b, make([]byte, now.Raw))
-		})
-		if !isGone(err) && !errors.Is(err, bucket.ErrReplaced) {
-			return v, err
-		}
-		moved, lost := r.Relocate(ctx, e)
-		switch {
-		case errors.Is(lost, content.ErrUnavailable):
-			return v, lost
-		case lost != nil || moved == now:
-			return v, errors.Join(err, lost)
-		}
-		now = moved
+// large reads frames that may be as large as a manifest, one at a time.
+type large struct{ *Reader }
+
+func (r large) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) error {
+	e := frames[0]
+	if err := e.Check(); err != nil {
+		return err
 	}
-	return content.Verified{}, fmt.Errorf("%w: moved more than %d times", content.ErrCorrupt, relocateMax)
+	if e.Raw > ManifestSizeMax {
+		return fmt.Errorf("%w: %d raw bytes", content.ErrCorrupt, e.Raw)
+	}
+	at := bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}
+	obj, err := r.open(ctx, e.Pack, at)
+	if err != nil {
+		return err
+	}
+	b, err := drain(obj, e.Pack, at, ManifestSizeMax)
+	if err != nil {
+		return err
+	}
+	v, err := decodeFrame(r.dec, e, b, make([]byte, e.Raw))
+	if err == nil {
+		take(0, v)
+	}
+	return err
 }
 
 // ReadDirectory reads the footer and directory of a pack, for most packs with one ranged GET.
