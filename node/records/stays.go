@@ -230,8 +230,6 @@ func (x added) keeps(ctx context.Context, at bucket.Bucket) func(key string) boo
 			m, _ := pack.NewReader(at).ReadManifest(ctx, *x.kept) // one that can't be read keeps nothing
 			was = &m
 		}
-		id, err := pack.ParseKey(key)
-		_, kept := was.Pack(id)
-		return err == nil && kept
+		return was.Has(key)
 	}
 }

@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -111,6 +112,12 @@ func NewID(scope content.Scope, now time.Time, random io.Reader) (ID, error) {
 		return "", fmt.Errorf("new pack ID: %w", err)
 	}
 	return ID(scope.String() + "/" + now.UTC().Format(hourLayout) + "-" + hex.EncodeToString(b[:])), nil
+}
+
+// FreshID is NewID with a number that nobody can guess.
+func FreshID(scope content.Scope, now time.Time) ID {
+	id, _ := NewID(scope, now, rand.Reader) // which never fails
+	return id
 }
 
 // ParseID checks the form of s; anything else is ErrInvalid.
