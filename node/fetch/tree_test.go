@@ -47,7 +47,7 @@ func TestATreeTravels(t *testing.T) {
 	if r := im.Head.Root; r.Kind != content.RootTree || r.Count != uint64(len(im.chunks)) || r.Size != int64(size) {
 		t.Fatalf("root %+v of %d chunks and %d bytes", r, len(im.chunks), size)
 	}
-	report, err := verify.Image(t.Context(), pack.NewReader(w.bucket), im.Head, nil)
+	report, err := verify.Config{Reader: pack.NewReader(w.bucket)}.Image(t.Context(), im.Head)
 	w.check(err)
 	w.check(report.Err())
 	if report.Chunks != uint64(len(im.chunks)) {

@@ -131,12 +131,12 @@ func (im *Images) Verify(name string) (operations.View, error) {
 		if err != nil {
 			return err
 		}
-		report, err := verify.Image(ctx, pack.NewReader(store), *k.Head, func(r verify.Report) {
+		report, err := verify.Config{Reader: pack.NewReader(store), Progress: func(r verify.Report) {
 			op.Update(func(v *operations.View) {
 				v.Done, v.Bytes["verified"] = min(int64(r.StoredBytes), v.Total), int64(r.StoredBytes)
 				v.Note = fmt.Sprintf("%d chunks and %d map nodes are well, %d damaged, %d missing", r.Chunks, r.Nodes, r.Bad, r.Missing)
 			})
-		})
+		}}.Image(ctx, *k.Head)
 		im.cfg.Suspect(ctx, report.Suspect...)
 		if err = errors.Join(err, report.Err()); err != nil {
 			return fmt.Errorf("verify %q: %w", name, err)

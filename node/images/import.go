@@ -261,11 +261,7 @@ func (im *Images) origin(gone []string) (place, error) {
 const secureEvery = garbage.GraceMin / 4
 
 // secure has packs stay.
-func (p place) secure(ctx context.Context, packs []pack.ID) error {
-	keys := make([]string, len(packs))
-	for i, id := range packs {
-		keys[i] = id.Key()
-	}
+func (p place) secure(ctx context.Context, keys []string) error {
 	lost, err := garbage.Secure(ctx, p.store, keys, nil)
 	return cmp.Or(err, goneFrom(lost))
 }
@@ -327,10 +323,6 @@ func mayReferTo(s content.Scope) []content.Scope {
 // complete checks that every pack of a manifest is there, and of the reused ones the
 // same that was referred to: one may have been collected meanwhile, or replaced.
 func complete(ctx context.Context, store bucket.Bucket, m pack.Manifest, known *index.Index) error {
-	missing, err := pack.MissingPacks(ctx, store, m, known.Unchanged)
-	keys := make([]string, len(missing))
-	for i, id := range missing {
-		keys[i] = id.Key()
-	}
-	return cmp.Or(err, goneFrom(keys))
+	gone, err := pack.MissingPacks(ctx, store, m, known.Unchanged)
+	return cmp.Or(err, goneFrom(gone))
 }

@@ -180,11 +180,11 @@ func TestALongImportKeepsWhatItRefersTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	batch := swept.Tombstone(t, w.store, false, key)
-	if err := at.secure(t.Context(), []pack.ID{id}); err != nil || len(swept.Listed(t, w.store, batch)) != 0 {
+	if err := at.secure(t.Context(), []string{id.Key()}); err != nil || len(swept.Listed(t, w.store, batch)) != 0 {
 		t.Errorf("%v, and the batch has %v", err, swept.Listed(t, w.store, batch))
 	}
 	swept.Collect(t, w.store, key)
-	if err := at.secure(t.Context(), []pack.ID{id}); !errors.Is(err, content.Gone) {
+	if err := at.secure(t.Context(), []string{id.Key()}); !errors.Is(err, content.Gone) {
 		t.Errorf("once it is gone: %v", err)
 	}
 }

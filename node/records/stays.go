@@ -193,9 +193,7 @@ func (x added) secure(ctx context.Context, at bucket.Bucket) (lost []string, err
 		case err != nil:
 			return nil, err
 		}
-		for _, p := range m.Packs {
-			keys = append(keys, p.ID.Key())
-		}
+		keys = m.Keys()
 	}
 	for _, s := range x.segments {
 		if s.Tails == 0 {

@@ -3,6 +3,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -60,10 +61,8 @@ func (i Image) Encode(c *content.Codec) ([]byte, error) {
 }
 
 func (w imageWire) check() error {
-	for _, id := range w.Lineage {
-		if id.IsHole() {
-			return errors.New("an ancestor is a hole")
-		}
+	if slices.Contains(w.Lineage, content.CID{}) {
+		return errors.New("an ancestor is a hole")
 	}
 	if w.Target != "" {
 		if err := content.KindImage.CheckName(w.Target); err != nil {

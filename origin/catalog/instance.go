@@ -3,6 +3,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -54,12 +55,7 @@ type instanceWire struct {
 }
 
 // SavedAt is when what it has was put away last; zero for never.
-func (i Instance) SavedAt() time.Time {
-	if i.Saved == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(i.Saved)
-}
+func (i Instance) SavedAt() time.Time { return fromMillis(i.Saved) }
 
 // Encode returns the body's canonical CBOR. What no record of an instance may have is ErrInvalid.
 func (i Instance) Encode(c *content.Codec) ([]byte, error) {
@@ -110,11 +106,8 @@ func (w instanceWire) check() error {
 		return errors.New("it has something in two places")
 	case w.Head != nil && w.Head.Root.Kind != content.RootTree:
 		return errors.New("what it has is no tree")
-	}
-	for _, id := range w.Lineage {
-		if id.IsHole() {
-			return errors.New("an ancestor is a hole")
-		}
+	case slices.Contains(w.Lineage, content.CID{}):
+		return errors.New("an ancestor is a hole")
 	}
 	return nil
 }

@@ -315,15 +315,15 @@ func fateOf[V any](ctx context.Context, at bucket.Bucket, named map[string]V) (f
 			}
 		}
 	}
-	sizes, err := sizesOf(ctx, at, slices.Sorted(maps.Keys(named)))
+	infos, err := pack.Infos(ctx, at, slices.Sorted(maps.Keys(named)))
 	if err != nil {
 		return f, err
 	}
 	for key := range named {
-		size, there := sizes[key]
+		info, there := infos[key]
 		f.gone[key] = f.gone[key] || !there
 		id, err := pack.ParseKey(key)
-		if err != nil || size != pack.SizeMin {
+		if err != nil || info.Size != pack.SizeMin {
 			continue
 		}
 		switch footer, err := pack.ReadFooter(ctx, at, id); {
@@ -362,34 +362,4 @@ func (b Batch) release(ctx context.Context, at bucket.Bucket, named func(key str
 		}
 	}
 	return b, err
-}
-
-// sizesOf returns how large the objects are that lie under some rising keys; none for those under which nothing does.
-func sizesOf(ctx context.Context, at bucket.Bucket, keys []string) (map[string]int64, error) {
-	sizes := map[string]int64{}
-	for len(keys) > 0 {
-		prefix := neighbours(keys[0])
-		for info, err := range at.List(ctx, prefix, "") {
-			if err != nil {
-				return nil, err
-			}
-			if _, named := slices.BinarySearch(keys, info.Key); named {
-				sizes[info.Key] = info.Size
-			}
-		}
-		n := slices.IndexFunc(keys, func(key string) bool { return !strings.HasPrefix(key, prefix) })
-		if n < 0 {
-			break
-		}
-		keys = keys[n:]
-	}
-	return sizes, nil
-}
-
-// neighbours is what the keys begin with that one list brings: the packs of an hour, or the journal of a volume.
-func neighbours(key string) string {
-	if id, err := pack.ParseKey(key); err == nil {
-		return id.HourPrefix()
-	}
-	return key[:strings.LastIndexByte(key, '/')+1]
 }

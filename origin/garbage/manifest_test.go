@@ -24,7 +24,7 @@ func TestAManifestOfAnotherRoot(t *testing.T) {
 		w.run(t)
 		w.later(past)
 	}
-	if r, err := verify.Image(t.Context(), pack.NewReader(w), head, nil); err != nil || r.Missing > 0 || r.Chunks != 110 {
+	if r, err := (verify.Config{Reader: pack.NewReader(w)}).Image(t.Context(), head); err != nil || r.Missing > 0 || r.Chunks != 110 {
 		t.Fatalf("%+v %v", r, err)
 	}
 }

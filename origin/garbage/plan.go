@@ -60,15 +60,10 @@ func decide(m *marks, t terms) *plan {
 	}
 	p.mark(m, t)
 	for i := range m.packs.rows {
-		p.standing(m, &m.packs.rows[i])
+		p.standing(m.pack(&m.packs.rows[i]), "named")
 	}
-	for _, x := range m.journals {
-		if x.state.is(isLive) {
-			p.count(Row{What: "segment", Why: "named, or not in a root yet", Then: "stays"}, x.size)
-			p.live.Add(x.size)
-		} else if x.state.is(isHeld) {
-			p.count(Row{What: "segment", Why: "held for what is broken", Then: "stays"}, x.size)
-		}
+	for i := range m.journals {
+		p.standing(m.journals[i].object(), "named, or not in a root yet")
 	}
 	return p
 }
@@ -102,7 +97,7 @@ func (s *survey) object(key string) (object, bool) {
 		if x == nil {
 			return object{}, false
 		}
-		return object{"segment", "", x.size, &x.state}, true
+		return x.object(), true
 	}
 	id, err := pack.ParseKey(key)
 	if err != nil {
@@ -114,6 +109,8 @@ func (s *survey) object(key string) (object, bool) {
 	}
 	return s.pack(r), true
 }
+
+func (x *segment) object() object { return object{"segment", "", x.size, &x.state} }
 
 func (s *survey) pack(r *row) object {
 	what := "pack"
@@ -219,7 +216,7 @@ func (p *plan) mark(m *marks, t terms) {
 	}
 	for i := range m.journals {
 		x := &m.journals[i]
-		take(x.key, object{"segment", "", x.size, &x.state})
+		take(x.key, x.object())
 	}
 	for i := range m.packs.rows {
 		r := &m.packs.rows[i]
@@ -300,21 +297,17 @@ func worthwhile(dead int64, size uint32) bool {
 
 func leastOf(size int64) int64 { return max(repackLeast, size/repackDead) }
 
-// standing counts a pack that keeps its place.
-func (p *plan) standing(m *marks, r *row) {
-	o := m.pack(r)
-	row := Row{What: o.what, Scope: o.scope, Why: "named", Then: "stays"}
-	switch {
-	case r.state.is(isTombstoned) && !r.state.is(isLive): // counted with its batch
-		return
-	case r.state.is(isLive):
-		if p.live.Add(o.size); r.state.is(isTombstoned) {
-			return
-		}
-	default:
+// standing counts what keeps its place, and why it does if it lives.
+func (p *plan) standing(o object, why string) {
+	row := Row{What: o.what, Scope: o.scope, Why: why, Then: "stays"}
+	if o.state.is(isLive) {
+		p.live.Add(o.size)
+	} else {
 		row.Why = "held for what is broken"
 	}
-	p.count(row, o.size)
+	if !o.state.is(isTombstoned) { // else it is counted with its batch
+		p.count(row, o.size)
+	}
 }
 
 // beyond reports whether more goes than may unasked.

@@ -3,7 +3,6 @@ package garbage
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -182,11 +181,8 @@ func (r *run) write(ctx context.Context) error {
 			return err
 		}
 		b := &r.plan.fresh[i]
-		id, err := pack.NewID(content.Mesh(), r.at.now(), rand.Reader)
-		if err != nil {
-			return err
-		}
-		b.key = string(content.KeyGarbage) + string(id) + batchSuffix
+		b.key = string(content.KeyGarbage) + string(pack.FreshID(content.Mesh(), r.at.now())) + batchSuffix
+		var err error
 		if *b, err = b.put(ctx, r.at); err != nil {
 			return err
 		}
@@ -313,7 +309,7 @@ func (r *run) tidy(ctx context.Context) error {
 		if err := r.turn.hold(ctx); err != nil {
 			return err
 		}
-		out, err := index.Merge(ctx, r.at, scope, r.present, func() (pack.ID, error) { return pack.NewID(scope, r.at.now(), rand.Reader) })
+		out, err := index.Merge(ctx, r.at, scope, r.present, func() pack.ID { return pack.FreshID(scope, r.at.now()) })
 		if err != nil {
 			return err
 		}

@@ -212,7 +212,7 @@ func (w *world) check(t testing.TB) {
 			continue
 		}
 		names++
-		report, err := verify.Image(t.Context(), reader, *r.Head, nil)
+		report, err := verify.Config{Reader: reader}.Image(t.Context(), *r.Head)
 		if err != nil || report.Err() != nil {
 			t.Fatalf("%s is hurt: %v %v", r.Label(), err, report.Err())
 		}

@@ -248,6 +248,22 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	return content.Seal(b), nil
 }
 
+// Keys are those of all packs that it names.
+func (m Manifest) Keys() []string {
+	keys := make([]string, len(m.Packs))
+	for i, p := range m.Packs {
+		keys[i] = p.ID.Key()
+	}
+	return keys
+}
+
+// Has reports whether it names the pack of a key.
+func (m Manifest) Has(key string) bool {
+	id, err := ParseKey(key)
+	_, has := m.Pack(id)
+	return err == nil && has
+}
+
 // CheckOf fails with ErrCorrupt unless the manifest is of a head's root: any other may be named there, and says nothing of
 // what the root needs.
 func (m Manifest) CheckOf(c *content.Codec, h Head) error {

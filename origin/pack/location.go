@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -113,6 +114,12 @@ func NewID(scope content.Scope, now time.Time, random io.Reader) (ID, error) {
 	return ID(scope.String() + "/" + now.UTC().Format(hourLayout) + "-" + hex.EncodeToString(b[:])), nil
 }
 
+// FreshID is NewID with a number that nobody can guess.
+func FreshID(scope content.Scope, now time.Time) ID {
+	id, _ := NewID(scope, now, rand.Reader) // which never fails
+	return id
+}
+
 // ParseID checks the form of s; anything else is ErrInvalid.
 func ParseID(s string) (ID, error) {
 	invalid := func(why string) (ID, error) {
@@ -167,8 +174,8 @@ func (id ID) Scope() content.Scope {
 // Age returns the part of a valid id that is the greater the later it was begun.
 func (id ID) Age() string { return string(id[len(id)-idTailSize:]) }
 
-// HourPrefix returns the key prefix that id shares with the packs of its scope and hour.
-func (id ID) HourPrefix() string {
+// hourPrefix returns the key prefix that id shares with the packs of its scope and hour.
+func (id ID) hourPrefix() string {
 	return string(content.KeyPacks) + string(id[:len(id)-2*randomSize])
 }
 

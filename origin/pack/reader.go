@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -239,10 +240,10 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 
 // ReadManifest reads the manifest that a head names, or where it went.
 func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
-	v, err := r.readFrame(ctx, h.Manifest)
+	got, err := ReadMoved(ctx, large{r}, []Extent{h.Manifest})
 	var m Manifest
 	if err == nil {
-		m, err = DecodeManifest(r.codec, v.Bytes())
+		m, err = DecodeManifest(r.codec, got[0].Bytes())
 	}
 	if err != nil {
 		return Manifest{}, fmt.Errorf("read manifest in %s: %w", h.Manifest.Location, err)
@@ -250,41 +251,31 @@ func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
 	return m, nil
 }
 
-// readFrame reads a frame of any size, where it is or went.
-func (r *Reader) readFrame(ctx context.Context, e Extent) (content.Verified, error) {
-	now := e
-	for range relocateMax {
-		v, err := twice(func() (v content.Verified, err error) {
-			at := bucket.Range{Offset: int64(now.Offset), Length: int64(now.Length)}
-			if err = now.Check(); err == nil && now.Raw > ManifestSizeMax {
-				err = fmt.Errorf("%w: %d raw bytes", content.ErrCorrupt, now.Raw)
-			}
-			if err != nil {
-				return v, err
-			}
-			obj, err := r.open(ctx, now.Pack, at)
-			if err != nil {
-				return v, err
-			}
-			b, err := drain(obj, now.Pack, at, ManifestSizeMax)
-			if err != nil {
-				return v, err
-			}
-			return decodeFrame(r.dec, now, b, make([]byte, now.Raw))
-		})
-		if !isGone(err) && !errors.Is(err, bucket.ErrReplaced) {
-			return v, err
-		}
-		moved, lost := r.Relocate(ctx, e)
-		switch {
-		case errors.Is(lost, content.ErrUnavailable):
-			return v, lost
-		case lost != nil || moved == now:
-			return v, errors.Join(err, lost)
-		}
-		now = moved
+// large reads frames that may be as large as a manifest, one at a time.
+type large struct{ *Reader }
+
+func (r large) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) error {
+	e := frames[0]
+	if err := e.Check(); err != nil {
+		return err
 	}
-	return content.Verified{}, fmt.Errorf("%w: moved more than %d times", content.ErrCorrupt, relocateMax)
+	if e.Raw > ManifestSizeMax {
+		return fmt.Errorf("%w: %d raw bytes", content.ErrCorrupt, e.Raw)
+	}
+	at := bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}
+	obj, err := r.open(ctx, e.Pack, at)
+	if err != nil {
+		return err
+	}
+	b, err := drain(obj, e.Pack, at, ManifestSizeMax)
+	if err != nil {
+		return err
+	}
+	v, err := decodeFrame(r.dec, e, b, make([]byte, e.Raw))
+	if err == nil {
+		take(0, v)
+	}
+	return err
 }
 
 // ReadDirectory reads the footer and directory of a pack, for most packs with one ranged GET.
@@ -344,26 +335,45 @@ func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) 
 	})
 }
 
-// MissingPacks returns those packs of m that are not in the bucket, or not the same by what the caller knows
+// MissingPacks returns the keys of those packs of m that are not in the bucket, or not the same by what the caller knows
 // of them; same may be nil. It is for who has built on what an index knew; that all stays is seen to by package garbage.
 // It costs a list for each hour that the packs are from.
-func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
-	var missing []ID
-	for i := 0; i < len(m.Packs); {
-		prefix := m.Packs[i].ID.HourPrefix()
-		there := make(map[string]bucket.Info)
-		for info, err := range b.List(ctx, prefix, "") {
-			if err != nil {
-				return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
-			}
-			there[info.Key] = info
-		}
-		for ; i < len(m.Packs) && m.Packs[i].ID.HourPrefix() == prefix; i++ {
-			info, ok := there[m.Packs[i].ID.Key()]
-			if !ok || same != nil && !same(m.Packs[i].ID, info) {
-				missing = append(missing, m.Packs[i].ID)
-			}
+func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) (keys []string, err error) {
+	there, err := Infos(ctx, b, m.Keys())
+	if err != nil {
+		return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
+	}
+	for _, p := range m.Packs {
+		info, ok := there[p.ID.Key()]
+		if !ok || same != nil && !same(p.ID, info) {
+			keys = append(keys, p.ID.Key())
 		}
 	}
-	return missing, nil
+	return keys, nil
+}
+
+// Infos returns what lists say of the objects under some rising keys; nothing of those under which none is. It costs a list
+// for each hour that packs are from, and one for each journal.
+func Infos(ctx context.Context, of bucket.Bucket, keys []string) (map[string]bucket.Info, error) {
+	out := make(map[string]bucket.Info, len(keys))
+	for len(keys) > 0 {
+		prefix := keys[0][:strings.LastIndexByte(keys[0], '/')+1]
+		if id, err := ParseKey(keys[0]); err == nil {
+			prefix = id.hourPrefix()
+		}
+		n := 0
+		for n < len(keys) && strings.HasPrefix(keys[n], prefix) {
+			n++
+		}
+		for info, err := range of.List(ctx, prefix, "") {
+			if err != nil {
+				return nil, err
+			}
+			if _, asked := slices.BinarySearch(keys[:n], info.Key); asked {
+				out[info.Key] = info
+			}
+		}
+		keys = keys[n:]
+	}
+	return out, nil
 }

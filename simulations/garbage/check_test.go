@@ -47,7 +47,7 @@ func (s *stage) whole(when string, all bool) {
 func (s *stage) readable(r garbage.Record) error {
 	ctx := context.Background()
 	if r.Head != nil {
-		report, err := verify.Image(ctx, pack.NewReader(s.store), *r.Head, nil)
+		report, err := verify.Config{Reader: pack.NewReader(s.store)}.Image(ctx, *r.Head)
 		if err = errors.Join(err, report.Err()); err != nil {
 			return err
 		}

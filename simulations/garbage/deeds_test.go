@@ -253,7 +253,7 @@ func (p *process) lend(ctx context.Context, name string, wait time.Duration) err
 		if err := p.s.wait(ctx, d); err != nil {
 			return err
 		}
-		report, err := verify.Image(ctx, reader, *k.Head, nil)
+		report, err := verify.Config{Reader: reader}.Image(ctx, *k.Head)
 		if err != nil {
 			return err
 		}

@@ -359,7 +359,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 			return err
 		}
 		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "volume", was.ID, "err", err)
-		if slices.ContainsFunc(gone.Keys, base.Has) {
+		if slices.ContainsFunc(gone.Keys, base.Manifest.Has) {
 			base, changes, cfg.Shared = build.Base{}, f.read(ctx, was, through, all(was)), nil
 		}
 	}

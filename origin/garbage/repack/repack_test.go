@@ -128,7 +128,7 @@ func (w *world) store(t tb, d disk, base build.Base, was disk) build.Base {
 func check(t tb, r *pack.Reader, heads []pack.Head) {
 	t.Helper()
 	for i, h := range heads {
-		if report, err := verify.Image(t.Context(), r, h, nil); err != nil || report.Err() != nil {
+		if report, err := (verify.Config{Reader: r}).Image(t.Context(), h); err != nil || report.Err() != nil {
 			t.Fatalf("root %d: %v, %v", i, report.Err(), err)
 		}
 	}

@@ -3,7 +3,6 @@ package repack
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -192,11 +191,7 @@ func (w *writing) place(ctx context.Context, p whole) error {
 		}
 	}
 	if w.w == nil {
-		fresh, err := pack.NewID(p.id.Scope(), w.cfg.Now(), rand.Reader)
-		if err != nil {
-			return err
-		}
-		w.w = pack.NewWriter(fresh, nil)
+		w.w = pack.NewWriter(pack.FreshID(p.id.Scope(), w.cfg.Now()), nil)
 	}
 	for _, e := range p.live {
 		w.w.Add(e.Role, e.CID, int(e.Raw), e.Codec, p.object[e.Offset:e.End()])
@@ -244,11 +239,7 @@ func (w *writing) ship(ctx context.Context) error {
 
 // anew begins another pack with the frames of one.
 func (w *writing) anew(s pack.Sealed) (*pack.Writer, error) {
-	id, err := pack.NewID(s.ID.Scope(), w.cfg.Now(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	fresh := pack.NewWriter(id, nil)
+	fresh := pack.NewWriter(pack.FreshID(s.ID.Scope(), w.cfg.Now()), nil)
 	for b := s.Directory; len(b) > 0; b = b[pack.EntrySize:] {
 		e, err := pack.DecodeEntry(s.ID, b[:pack.EntrySize])
 		if err != nil {
@@ -389,11 +380,7 @@ func (w *writing) index(ctx context.Context) {
 	if len(w.packs) == 0 {
 		return
 	}
-	id, err := pack.NewID(w.packs[0].ID.Scope(), w.cfg.Now(), rand.Reader)
-	if err == nil {
-		err = index.Store(ctx, w.cfg.Bucket, id, w.packs)
-	}
-	if err != nil {
+	if err := index.Store(ctx, w.cfg.Bucket, pack.FreshID(w.packs[0].ID.Scope(), w.cfg.Now()), w.packs); err != nil {
 		w.cfg.Log.Warn("no index object of the fresh packs; imports read their footers instead", "packs", len(w.packs), "error", err)
 	}
 }

@@ -141,10 +141,8 @@ func (c *copier) complete(ctx context.Context, rec garbage.Record) (keys []strin
 
 // parted tells what is bad at the origin from why that is not known.
 func parted(of error) (bad, err error) {
-	for _, what := range []error{content.ErrNotFound, content.ErrCorrupt, content.ErrForbidden} {
-		if errors.Is(of, what) {
-			return of, nil
-		}
+	if content.IsDamage(of) {
+		return of, nil
 	}
 	return nil, of
 }

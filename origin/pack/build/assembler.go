@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -249,9 +248,14 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 	}
 }
 
-// standing are the packs in the bucket that the root refers to so far.
-func (a *assembler) standing() []pack.ID {
-	return slices.DeleteFunc(slices.Clone(a.packs.IDs()), func(id pack.ID) bool { _, is := a.sending.Load(id); return is })
+// standing are the keys of the packs in the bucket that the root refers to so far.
+func (a *assembler) standing() (keys []string) {
+	for _, id := range a.packs.IDs() {
+		if _, is := a.sending.Load(id); !is {
+			keys = append(keys, id.Key())
+		}
+	}
+	return keys
 }
 
 func (a *assembler) shipPack() error {

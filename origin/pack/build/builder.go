@@ -67,9 +67,9 @@ type Config struct {
 	// not stand in the base: what its maker needs to read the root without the bucket. It is called from
 	// several goroutines at once and in no order. The bytes are valid until it returns.
 	OnObject func(content.Verified)
-	// Standing is told again and again, Every so long, which packs in the bucket the root refers to so far; its error
+	// Standing is told again and again, Every so long, which packs in the bucket the root refers to so far, by their keys; its error
 	// ends the Builder. nil is for what does not take long.
-	Standing func(ctx context.Context, packs []pack.ID) error
+	Standing func(ctx context.Context, keys []string) error
 	Every    time.Duration
 	// Codec encodes the metadata; nil makes one.
 	Codec *content.Codec

@@ -414,13 +414,15 @@ func TestALongBuildSaysWhatStands(t *testing.T) {
 	var told atomic.Int64
 	enough := errors.New("enough")
 	cfg.Every = time.Nanosecond
-	cfg.Standing = func(ctx context.Context, packs []pack.ID) error {
-		for _, id := range packs {
-			if _, err := pack.ReadFooter(ctx, to, id); err != nil {
+	cfg.Standing = func(ctx context.Context, keys []string) error {
+		for _, key := range keys {
+			if id, err := pack.ParseKey(key); err != nil {
+				t.Error(err)
+			} else if _, err := pack.ReadFooter(ctx, to, id); err != nil {
 				t.Errorf("%s: %v", id, err)
 			}
 		}
-		if len(packs) > 1 && told.Add(1) == 3 {
+		if len(keys) > 1 && told.Add(1) == 3 {
 			return enough
 		}
 		return nil

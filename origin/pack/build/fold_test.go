@@ -59,7 +59,7 @@ func (im image) changed(size int64, chunks map[uint64][]byte) image {
 // counted fails unless an image is whole, and its manifest counts what its map refers to.
 func counted(t testing.TB, from *memory, h pack.Head) {
 	t.Helper()
-	report, err := verify.Image(t.Context(), pack.NewReader(from), h, nil)
+	report, err := verify.Config{Reader: pack.NewReader(from)}.Image(t.Context(), h)
 	if err = errors.Join(err, report.Err()); err != nil {
 		t.Fatal(err)
 	}

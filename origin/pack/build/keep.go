@@ -20,13 +20,6 @@ func ReadBase(ctx context.Context, r *pack.Reader, head pack.Head) (Base, error)
 	return Base{head, m}, err
 }
 
-// Has reports whether the base refers to the pack of a key.
-func (b Base) Has(key string) bool {
-	id, err := pack.ParseKey(key)
-	_, has := b.Manifest.Pack(id)
-	return err == nil && has
-}
-
 func (b Base) validate(cfg Config) error {
 	switch {
 	case b.Head.Root.Kind != cfg.Kind || cfg.Kind != content.RootDisk || b.Head.Root.ChunkSize != cfg.ChunkSize || b.Head.Root.Size > cfg.Size:

@@ -319,9 +319,9 @@ func TestMissingPacks(t *testing.T) {
 	if err != nil || len(m.Packs) < 8 {
 		t.Fatalf("packs %v, error %v", m.Packs, err)
 	}
-	gone := []pack.ID{m.Packs[1].ID, m.Packs[5].ID}
-	for _, id := range gone {
-		if err := to.Delete(t.Context(), id.Key()); err != nil {
+	gone := []string{m.Packs[1].ID.Key(), m.Packs[5].ID.Key()}
+	for _, key := range gone {
+		if err := to.Delete(t.Context(), key); err != nil {
 			t.Fatal(err)
 		}
 	}

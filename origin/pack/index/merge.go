@@ -32,7 +32,7 @@ type Merged struct {
 // that may have come since they were listed, the size is negative. newID names what is put. It does what pays, see smallMax
 // and deadMin, and nothing at all where an index object, or another key, is of a version that is not known here:
 // content.ErrUnknown. It takes the memory of two index objects.
-func Merge(ctx context.Context, at bucket.Bucket, scope content.Scope, present func(pack.ID) (size int64, ok bool), newID func() (pack.ID, error)) (Merged, error) {
+func Merge(ctx context.Context, at bucket.Bucket, scope content.Scope, present func(pack.ID) (size int64, ok bool), newID func() pack.ID) (Merged, error) {
 	m := &merge{at: at, present: present, newID: newID, there: make(map[string]bool)}
 	err := m.list(ctx, scope)
 	if err == nil {
@@ -50,14 +50,14 @@ func Merge(ctx context.Context, at bucket.Bucket, scope content.Scope, present f
 type merge struct {
 	at      bucket.Bucket
 	present func(pack.ID) (int64, bool)
-	newID   func() (pack.ID, error)
+	newID   func() pack.ID
 
-	objects []bucket.Info
-	there   map[string]bool // their keys
-	marks   []string
-	chosen  []bucket.Info // that are written anew
-	damaged []bucket.Info
-	out     Merged
+	objects  []bucket.Info
+	there    map[string]bool // their keys
+	suspects []string        // keys of marks on packs that are gone
+	chosen   []bucket.Info   // that are written anew
+	damaged  []bucket.Info
+	out      Merged
 }
 
 // gone reports whether nothing of a pack is needed any more.
@@ -73,7 +73,7 @@ func (m *merge) list(ctx context.Context, scope content.Scope) error {
 		}
 		if id, err := pack.CutKey(info.Key, content.KeyIndexes, suspectSuffix); err == nil {
 			if m.gone(id) {
-				m.marks = append(m.marks, info.Key)
+				m.suspects = append(m.suspects, info.Key)
 			}
 		} else if _, err := pack.CutKey(info.Key, content.KeyIndexes, indexSuffix); err == nil {
 			m.objects, m.there[info.Key] = append(m.objects, info), true
@@ -172,7 +172,7 @@ func (m *merge) all(ctx context.Context) error {
 	if err := m.remove(ctx, m.damaged); err != nil {
 		return err
 	}
-	for _, key := range m.marks {
+	for _, key := range m.suspects {
 		if err := m.at.Delete(ctx, key); err != nil {
 			return err
 		}
@@ -191,11 +191,7 @@ func (m *merge) replace(ctx context.Context, from []bucket.Info, p part) error {
 		if err != nil {
 			return err
 		}
-		id, err := m.newID()
-		if err != nil {
-			return err
-		}
-		if err := putOnce(ctx, m.at, string(content.KeyIndexes)+string(id)+indexSuffix, b); err != nil {
+		if err := putOnce(ctx, m.at, string(content.KeyIndexes)+string(m.newID())+indexSuffix, b); err != nil {
 			return err
 		}
 		m.out.Written++

@@ -94,7 +94,7 @@ func (o *origin) merge(ctx context.Context) (Merged, error) {
 	return Merge(ctx, o, content.Mesh(), func(id pack.ID) (int64, bool) {
 		size, ok := o.sizes[id]
 		return size, ok
-	}, func() (pack.ID, error) { return pack.NewID(content.Mesh(), time.Now(), rand.Reader) })
+	}, func() pack.ID { return pack.FreshID(content.Mesh(), time.Now()) })
 }
 
 func (o *origin) indexes() []string { return o.Keys("index/") }

@@ -109,14 +109,8 @@ type Config struct {
 // EndOfPack is the number of no run.
 const EndOfPack = math.MaxUint32
 
-// Image reads all of an image. Progress is called after each read, by one goroutine
-// at a time; it must return at once. Damage is in the Report; the error is of a store
-// that does not answer, or of ctx, and then the Report is of a part.
-func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Report)) (Report, error) {
-	return Config{Reader: r, Progress: progress}.Image(ctx, head)
-}
-
-// Image reads an image as it is configured.
+// Image reads an image as it is configured. Damage is in the Report; the error is of a store that does not answer, or of
+// ctx, and then the Report is of a part.
 func (cfg Config) Image(ctx context.Context, head pack.Head) (Report, error) {
 	cfg.Seen = cmp.Or(cfg.Seen, NewSeen())
 	w := &walk{Config: cfg, head: head, shape: head.Root.Shape(), reads: make(chan struct{}, readsAtOnce)}

@@ -126,7 +126,7 @@ func TestAllIsWell(t *testing.T) {
 	in := mem.New(t, mem.Config{})
 	h := store(t, in, 1, nil)
 	before, last := in.Count(mem.Get), Report{}
-	r, err := Image(t.Context(), pack.NewReader(in), h, func(r Report) { last = r })
+	r, err := Config{Reader: pack.NewReader(in), Progress: func(r Report) { last = r }}.Image(t.Context(), h)
 	if err != nil || r.Err() != nil || r.Chunks != chunks || r.Nodes != 3 || last.Chunks != chunks || r.StoredBytes == 0 {
 		t.Fatalf("%+v, last told %+v, error %v", r, last, err)
 	}
@@ -142,7 +142,7 @@ func TestAllIsWell(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := Image(t.Context(), pack.NewReader(in), holes, nil); err != nil || r.Err() != nil || r.Chunks != 0 {
+	if r, err := (Config{Reader: pack.NewReader(in)}).Image(t.Context(), holes); err != nil || r.Err() != nil || r.Chunks != 0 {
 		t.Fatalf("all holes: %+v, error %v", r, err)
 	}
 }
@@ -229,7 +229,7 @@ func TestEachDamageIsFound(t *testing.T) {
 			in := mem.New(t, mem.Config{MayReadDeleted: true})
 			h := store(t, in, 1, nil)
 			c.damage(t, in, &h)
-			r, err := Image(t.Context(), pack.NewReader(in), h, nil)
+			r, err := Config{Reader: pack.NewReader(in)}.Image(t.Context(), h)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -262,7 +262,7 @@ func TestAllDamageIsCounted(t *testing.T) {
 	if err := in.Delete(t.Context(), gone.Key()); err != nil {
 		t.Fatal(err)
 	}
-	r, err := Image(t.Context(), pack.NewReader(in), h, nil)
+	r, err := Config{Reader: pack.NewReader(in)}.Image(t.Context(), h)
 	if err != nil || r.Missing != want || r.Bad != 1 || r.Chunks != chunks-want-1 {
 		t.Fatalf("%+v, want %d missing and one bad; error %v", r, want, err)
 	}
@@ -296,7 +296,7 @@ func TestMovedPacksAreFollowed(t *testing.T) {
 		}
 		replace(t, in, key, pack.NewWriter(id, nil).SealStub(to).Bytes)
 	}
-	if r, err := Image(t.Context(), pack.NewReader(in), h, nil); err != nil || r.Err() != nil || r.Chunks != chunks {
+	if r, err := (Config{Reader: pack.NewReader(in)}).Image(t.Context(), h); err != nil || r.Err() != nil || r.Chunks != chunks {
 		t.Fatalf("%+v, error %v", r, err)
 	}
 }
@@ -313,11 +313,11 @@ func TestDoubtIsNoDamage(t *testing.T) {
 		return mem.Fault{}
 	}})
 	h := store(t, in, 1, nil)
-	if r, err := Image(t.Context(), pack.NewReader(in), h, nil); !errors.Is(err, content.ErrUnavailable) || r.First != nil || calls == 0 {
+	if r, err := (Config{Reader: pack.NewReader(in)}).Image(t.Context(), h); !errors.Is(err, content.ErrUnavailable) || r.First != nil || calls == 0 {
 		t.Fatalf("%+v, error %v", r, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	r, err := Image(ctx, pack.NewReader(in), h, func(Report) { cancel() })
+	r, err := Config{Reader: pack.NewReader(in), Progress: func(Report) { cancel() }}.Image(ctx, h)
 	if !errors.Is(err, context.Canceled) || r.First != nil {
 		t.Fatalf("%+v, error %v", r, err)
 	}
