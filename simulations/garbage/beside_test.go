@@ -109,7 +109,7 @@ func TestACollectionAtEachRequest(t *testing.T) {
 	for name, commit := range commits() {
 		t.Run(name, func(t *testing.T) {
 			for _, times := range []int{1, 2} {
-				for at, reached := 0, true; reached; at += stride() {
+				for at, reached := 0, true; reached; at += times * stride() {
 					bubble(t, func(s *stage, p, other *process) {
 						s.littered(p, other)
 						n := 0

@@ -91,9 +91,11 @@ func TestEveryOtherRequestFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	root, end := folder(t)
+	defer end()
 	store := &shifted{Bucket: origin, put: map[string]time.Duration{}}
 	s := &stage{
-		t: t, root: t.TempDir(), random: rand.New(rand.NewPCG(uint64(soak.Of(1, time.Now().UnixNano())), 7)), codec: content.NewCodec(), acked: map[trust.Commit]bool{},
+		t: t, root: root, random: rand.New(rand.NewPCG(uint64(soak.Of(1, time.Now().UnixNano())), 7)), codec: content.NewCodec(), acked: map[trust.Commit]bool{},
 		store: store, ahead: store.now, again: &bucket.RetryConfig{Wait: time.Millisecond},
 	}
 	s.wait = func(ctx context.Context, d time.Duration) error { store.later(d); return ctx.Err() }

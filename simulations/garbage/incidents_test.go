@@ -22,7 +22,8 @@ import (
 // bubble has a test be played by two nodes, at a store that is well.
 func bubble(t *testing.T, test func(s *stage, p, other *process)) {
 	t.Helper()
-	root := t.TempDir()
+	root, end := folder(t)
+	defer end()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t, root, 1)
 		s.fated(well)
