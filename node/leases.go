@@ -17,14 +17,6 @@ func (n *Node) openLeases(context.Context) error {
 	return nil
 }
 
-// keepLeases has what is read here stay at the origin, in a node that reads anything.
-func (n *Node) keepLeases(ctx context.Context) error {
-	if n.leases == nil {
-		return nil
-	}
-	return n.leases.Run(ctx)
-}
-
 // reads is what this node reads that no name may stand for any more.
 func (n *Node) reads() (out []leases.Want) {
 	for _, e := range n.Volumes.Index().Sorted() {

@@ -193,7 +193,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, n.keepLeases, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, n.leases.Run, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

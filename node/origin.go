@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
-	"path"
 	"strings"
 	"sync"
 	"time"
@@ -157,7 +155,7 @@ func (o *origin) connect(ctx context.Context) (s store, err error) {
 // beside opens another store than the origin. One that lies in it is refused: of what is there nobody knows whether it is
 // garbage.
 func (o *origin) beside(ctx context.Context, url string) (bucket.Bucket, error) {
-	if isWithin(url, o.url) {
+	if bucket.IsWithin(url, o.url) {
 		return nil, fmt.Errorf("%w: it lies in the origin %s; give a folder or prefix beside that", content.ErrInvalid, withoutCredentials(o.url))
 	}
 	b, _, err := o.cfg.OpenOrigin(ctx, url)
@@ -166,17 +164,6 @@ func (o *origin) beside(ctx context.Context, url string) (bucket.Bucket, error) 
 	}
 	return bucket.Retry(bucket.Limit(b, budget.New(o.cfg.OriginLimits)), bucket.RetryConfig{}), nil
 }
-
-// isWithin reports whether one store lies in another, or is the same, by their URLs.
-func isWithin(inner, outer string) bool {
-	in, err := url.Parse(inner)
-	out, failed := url.Parse(outer)
-	return err == nil && failed == nil && in.Scheme == out.Scheme && in.Host == out.Host && in.Query().Get("endpoint") == out.Query().Get("endpoint") &&
-		strings.HasPrefix(folder(in.Path), folder(out.Path))
-}
-
-// folder is a path as all begin that lie in it.
-func folder(dir string) string { return strings.TrimSuffix(path.Clean("/"+dir), "/") + "/" }
 
 // opened returns the bucket, which it opens if that did not go well before.
 func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {

@@ -113,7 +113,6 @@ func TestASickStoreIsBack(t *testing.T) {
 	})
 }
 
-// foundedAt is the origin of the founder of a mesh.
 // TestWhatLiesInTheOrigin is no store beside it.
 func TestWhatLiesInTheOrigin(t *testing.T) {
 	for inner, want := range map[string]map[string]bool{
@@ -122,7 +121,7 @@ func TestWhatLiesInTheOrigin(t *testing.T) {
 		"s3://bucket?endpoint=/a": {"s3://bucket/mesh?endpoint=/a": true, "s3://bucket/mesh?endpoint=/b": false},
 	} {
 		for url, is := range want {
-			if isWithin(url, inner) != is {
+			if bucket.IsWithin(url, inner) != is {
 				t.Errorf("%s in %s: %t", url, inner, !is)
 			}
 		}
@@ -134,6 +133,7 @@ func TestWhatLiesInTheOrigin(t *testing.T) {
 	}
 }
 
+// foundedAt is the origin of the founder of a mesh.
 func foundedAt(t *testing.T, store bucket.Bucket) *origin {
 	t.Helper()
 	key := trust.NewPrivateKey()

@@ -79,8 +79,11 @@ func (l *Leases) Damaged() map[string]string {
 	return maps.Clone(l.damaged)
 }
 
-// Run has the records be as is wanted, until ctx ends: they stay then.
+// Run has the records be as is wanted, until ctx ends: they stay then. Of nil, who reads nothing, it has nothing to do.
 func (l *Leases) Run(ctx context.Context) error {
+	if l == nil {
+		return nil
+	}
 	tick := time.Tick(lookEvery)
 	for {
 		if err := l.look(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, content.ErrUnavailable) {

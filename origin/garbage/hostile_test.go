@@ -263,7 +263,7 @@ func TestAManifestOfAnotherRootIsWrittenAnew(t *testing.T) {
 		w.later(past)
 		w.run(t)
 	}
-	if r, err := verify.Image(t.Context(), pack.NewReader(w), head, nil); err != nil || r.Missing > 0 || r.Chunks != 200 {
+	if r, err := (verify.Config{Reader: pack.NewReader(w)}).Image(t.Context(), head); err != nil || r.Missing > 0 || r.Chunks != 200 {
 		t.Fatalf("%+v %v", r, err)
 	}
 }
@@ -292,7 +292,7 @@ func TestABrokenManifestIsAlone(t *testing.T) {
 	if repacked < 2 {
 		t.Errorf("%d packs were written anew", repacked)
 	}
-	if r, err := verify.Image(t.Context(), pack.NewReader(w), z, nil); err != nil || r.Missing > 0 || r.Bad > 1 || r.Chunks != 100 {
+	if r, err := (verify.Config{Reader: pack.NewReader(w)}).Image(t.Context(), z); err != nil || r.Missing > 0 || r.Bad > 1 || r.Chunks != 100 {
 		t.Fatalf("%+v %v", r, err)
 	}
 }
