@@ -152,10 +152,9 @@ func (o *origin) connect(ctx context.Context) (s store, err error) {
 	return s, err
 }
 
-// beside opens another store than the origin. One that lies in it is refused: of what is there nobody knows whether it is
-// garbage.
+// beside opens another store than the origin, and not in it: of what is there nobody knows whether it is garbage.
 func (o *origin) beside(ctx context.Context, url string) (bucket.Bucket, error) {
-	if bucket.IsWithin(url, o.url) {
+	if bucket.Within(url, o.url) {
 		return nil, fmt.Errorf("%w: it lies in the origin %s; give a folder or prefix beside that", content.ErrInvalid, withoutCredentials(o.url))
 	}
 	b, _, err := o.cfg.OpenOrigin(ctx, url)
@@ -180,15 +179,13 @@ func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
 	return s.bucket, nil
 }
 
-// founder reports whether this node made the mesh, and the origin is the one that it
-// made it with.
+// founder reports whether this node made the mesh, and the origin is the one that it made it with.
 func (o *origin) founder() bool {
 	return o.member.State().Founder && o.member.State().Origin == o.url
 }
 
-// mayClaim reports whether an empty bucket may become the mesh's: the founder's first,
-// or another than the mesh has, that the operator has named. One that was the mesh's and
-// is empty now has lost what it held.
+// mayClaim reports whether an empty bucket may become the mesh's: the founder's first, or another than the mesh has, that the
+// operator has named. One that was the mesh's and is empty now has lost what it held.
 func (o *origin) mayClaim() bool {
 	s := o.member.State()
 	if s.Origin == o.url {

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// IsWithin reports whether one store lies in another, or is the same, by their URLs.
-func IsWithin(inner, outer string) bool {
+// Within reports whether one store lies in another, or is the same, by their URLs.
+func Within(inner, outer string) bool {
 	in, err := url.Parse(inner)
 	out, failed := url.Parse(outer)
 	return err == nil && failed == nil && in.Scheme == out.Scheme && in.Host == out.Host && in.Query().Get("endpoint") == out.Query().Get("endpoint") &&
