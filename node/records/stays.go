@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -207,10 +208,7 @@ func (x added) secure(ctx context.Context, at bucket.Bucket) (lost []string, err
 			lost = append(lost, s.TailKey())
 		}
 	}
-	kept := x.keeps(ctx, at)
-	more, err := garbage.Secure(ctx, at, keys, func(key string) bool {
-		return kept(key) || x.head != nil && garbage.Follows(ctx, at, *x.head)(key)
-	})
+	more, err := garbage.Secure(ctx, at, keys, x.keeps(ctx, at))
 	return append(lost, more...), err
 }
 
@@ -219,17 +217,21 @@ func isGone(err error) bool {
 	return errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrInvalid)
 }
 
-// keeps tells of packs that were named before. What those are is read once it is asked.
-func (x added) keeps(ctx context.Context, at bucket.Bucket) func(key string) bool {
-	var was *pack.Manifest
-	return func(key string) bool {
-		if x.kept == nil {
-			return false
+// keeps tells which of some packs were named before; of others it looks whether all is where they went. What those are is
+// read once it is asked.
+func (x added) keeps(ctx context.Context, at bucket.Bucket) func(keys []string) map[string]bool {
+	return func(keys []string) map[string]bool {
+		kept := map[string]bool{}
+		if x.kept != nil {
+			was, _ := pack.NewReader(at).ReadManifest(ctx, *x.kept) // one that can't be read keeps nothing
+			for _, key := range was.Keys() {
+				kept[key] = true
+			}
 		}
-		if was == nil {
-			m, _ := pack.NewReader(at).ReadManifest(ctx, *x.kept) // one that can't be read keeps nothing
-			was = &m
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return kept[key] })
+		if x.head != nil && len(keys) > 0 {
+			maps.Copy(kept, garbage.Follows(ctx, at, *x.head)(keys))
 		}
-		return was.Has(key)
+		return kept
 	}
 }

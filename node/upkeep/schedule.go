@@ -91,11 +91,16 @@ func (u *Upkeep) look(ctx context.Context, at bucket.Bucket) (time.Duration, err
 	case err == nil || errors.Is(err, content.ErrNotFound):
 	case errors.Is(err, content.ErrUnavailable):
 		return 0, err
-	default:
+	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrCorrupt): // which gives way to the next
 		u.notCollected(fmt.Errorf("who collected last can't be read: %w", err))
+	default:
 		return 0, err
 	}
-	due := dueAfter(last, u.cfg.CollectEvery, now().Add(-time.Since(u.begun)))
+	started := now().Add(-time.Since(u.begun))
+	due := dueAfter(last, u.cfg.CollectEvery, started)
+	if time.UnixMilli(last.Seen).After(now().Add(u.cfg.CollectEvery)) { // by a clock that was wrong
+		due = dueAfter(catalog.Collection{}, u.cfg.CollectEvery, started)
+	}
 	u.collectedBy(last, due)
 	return due.Sub(now()), nil
 }

@@ -134,6 +134,42 @@ func TestTheMeshCollectsOnceADay(t *testing.T) {
 	})
 }
 
+// TestACollectionThatNobodyBelieves, or of a time to come, does not keep the mesh from collecting.
+func TestACollectionThatNobodyBelieves(t *testing.T) {
+	for what, record := range map[string]func(u *Upkeep) []byte{
+		"rubbish": func(*Upkeep) []byte { return []byte("rubbish") },
+		"of a time to come": func(u *Upkeep) []byte {
+			later := time.Now().Add(1000 * time.Hour).UnixMilli()
+			body, err := catalog.Collection{Epoch: 1, Holder: u.cfg.Signer.Key.Public(), Began: later, Seen: later, Ended: later}.Encode(content.NewCodec())
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := u.cfg.Signer.Seal(trust.Envelope{Kind: content.KindCollection, Name: catalog.CollectionName, Version: 1, SignedAt: time.Now().Add(ahead), Body: body, Commit: trust.NewCommit()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMesh(t)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			u := m.member(t, trust.RoleAdmin)
+			if _, err := m.Put(t.Context(), "records/collection/origin", bucket.Bytes(record(m.member(t, trust.RoleAdmin))), bucket.IfAbsent()); err != nil {
+				t.Fatal(err)
+			}
+			go func() { _ = u.Run(ctx) }()
+			pass(27 * time.Hour)
+			if v := u.View().Collections; v.Ended.IsZero() || v.Ended.After(time.Now().Add(ahead)) || v.Error != "" {
+				t.Errorf("%s: %+v", what, v)
+			}
+			stop()
+			synctest.Wait()
+		})
+	}
+}
+
 // TestACollectionThatFailsIsSaid by every node that may collect, until one has gone well.
 func TestACollectionThatFailsIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

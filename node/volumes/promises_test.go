@@ -73,8 +73,14 @@ func inBubble(t *testing.T, do func(*testing.T)) {
 func run(t *testing.T, r *rapid.T) *model {
 	f := newFarm(t)
 	w := &model{book: newBook(f), steps: failpoints(t)}
-	defer f.close()
-	r.Repeat(map[string]func(*rapid.T){
+	w.through(r, nil)
+	return w
+}
+
+// through has the farm go through what rapid draws, and ends it.
+func (w *model) through(r *rapid.T, more map[string]func(*rapid.T)) {
+	defer w.farm.close()
+	deeds := map[string]func(*rapid.T){
 		"create": w.create, "attach": w.attach, "detach": w.detach, "move": w.move, "remove": w.remove,
 		"write": w.write, "write more": w.write, "write yet more": w.write, "flush": w.flush, "churn": w.churn,
 		"snapshot": w.snapshot, "forget": w.forget, "rollback": w.rollback, "go back": w.goBack, "go back again": w.goBack, "changes": w.changes, "read beside": w.readBeside, "promote": w.promote, "fold": w.fold, "fold again": w.fold,
@@ -84,7 +90,8 @@ func run(t *testing.T, r *rapid.T) *model {
 		},
 		"heal": func(*rapid.T) { w.heal() },
 		"":     w.after,
-	})
+	}
+	maps.Copy(deeds, more)
+	r.Repeat(deeds)
 	w.last(r)
-	return w
 }

@@ -143,6 +143,9 @@ func readBatch(ctx context.Context, from bucket.Bucket, key string) (Batch, erro
 		b.key, b.etag = key, info.ETag
 		return b, err
 	})
+	if errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrUnknown) {
+		err = fmt.Errorf("%w; what it says is lost: delete that object when no collection of garbage is under way, and the next begins anew", err)
+	}
 	if err != nil {
 		return Batch{}, fmt.Errorf("read %s: %w", key, err)
 	}
@@ -157,7 +160,7 @@ func batches(ctx context.Context, from bucket.Bucket) iter.Seq2[Batch, error] {
 			var b Batch
 			if err == nil {
 				if _, bad := pack.CutKey(info.Key, content.KeyGarbage, batchSuffix); bad != nil {
-					err = fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
+					err = listing("tombstones", fmt.Errorf("%s: %w", info.Key, content.ErrUnknown))
 				} else if b, err = readBatch(ctx, from, info.Key); errors.Is(err, content.ErrNotFound) {
 					continue
 				}
@@ -211,9 +214,9 @@ func (b Batch) same(o Batch) bool {
 // that have them, and then looks whether they are there; and the same of packs that took over from some of them. It returns
 // those that are gone, or go: what they held has to be written anew, and a record that names it committed. Packs that are
 // being repacked, or were, count as gone for who begins to refer to frames of theirs, which need not be among those that were
-// kept; and not where kept knows that they are: it is asked last, when what took over is sure to stay. It costs a list, a
+// kept; and not those of which kept knows that they are: it is asked last, when what took over is sure to stay. It costs a list, a
 // read for each batch, and a list for each hour that the packs are from.
-func Secure(ctx context.Context, at bucket.Bucket, keys []string, kept func(key string) bool) (lost []string, err error) {
+func Secure(ctx context.Context, at bucket.Bucket, keys []string, kept func(keys []string) map[string]bool) (lost []string, err error) {
 	gone, anew := map[string]bool{}, map[string]bool{}
 	asked := make(map[string][]string, len(keys)) // the keys that each key is looked at for
 	for _, key := range keys {
@@ -239,37 +242,49 @@ func Secure(ctx context.Context, at bucket.Bucket, keys []string, kept func(key 
 		}
 		asked = next
 	}
-	for key := range anew {
-		gone[key] = gone[key] || anew[key] && (kept == nil || !kept(key)) // who is asked may read what took over
-	}
 	maps.DeleteFunc(gone, func(_ string, is bool) bool { return !is })
+	maps.DeleteFunc(anew, func(key string, is bool) bool { return !is || gone[key] })
+	if kept != nil && len(anew) > 0 {
+		are := kept(slices.Sorted(maps.Keys(anew)))
+		maps.DeleteFunc(anew, func(key string, _ bool) bool { return are[key] })
+	}
+	maps.Copy(gone, anew)
 	return slices.Sorted(maps.Keys(gone)), nil
 }
 
-// Follows returns a kept for Secure that knows, by the map of a root, whether all that this needs of a pack that was written
-// anew is where that went: for who begins to name a root, which others may have named and given up.
-func Follows(ctx context.Context, at bucket.Bucket, h pack.Head) func(key string) bool {
-	reader := pack.NewReader(at)
-	return func(key string) bool {
-		id, err := pack.ParseKey(key)
-		if err != nil {
-			return false
-		}
-		d, err := reader.Taker(ctx, id)
-		if err != nil || d.Pack == id {
-			return false
-		}
-		needs, left, err := repack.Live(ctx, reader, []pack.Head{h}, repack.Group{Packs: []pack.ID{id}})
-		if err != nil || len(left) > 0 {
-			return false
-		}
-		for cid, must := range needs[id] {
-			if _, there := d.Find(cid); must && !there {
-				return false
+// Follows returns a kept for Secure that knows, by the map of a root, of which packs that were written anew all that this needs
+// is where they went: for who begins to name a root, which others may have named and given up.
+func Follows(ctx context.Context, at bucket.Bucket, h pack.Head) func(keys []string) map[string]bool {
+	return func(keys []string) map[string]bool {
+		reader, kept := pack.NewReader(at), map[string]bool{}
+		takers := map[pack.ID]*pack.Directory{}
+		for _, key := range keys {
+			id, err := pack.ParseKey(key)
+			if err != nil {
+				continue
+			}
+			if d, err := reader.Taker(ctx, id); err == nil && d.Pack != id {
+				takers[id] = d
 			}
 		}
-		return true
+		for ids := range slices.Chunk(slices.Sorted(maps.Keys(takers)), groupMax) { // the map is read once for each
+			needs, _, err := repack.Live(ctx, reader, []pack.Head{h}, repack.Group{Packs: ids})
+			for id, frames := range needs {
+				kept[id.Key()] = err == nil && holds(takers[id], frames)
+			}
+		}
+		return kept
 	}
+}
+
+// holds reports whether a pack has all frames that it must.
+func holds(d *pack.Directory, frames repack.Frames) bool {
+	for cid, must := range frames {
+		if _, there := d.Find(cid); must && !there {
+			return false
+		}
+	}
+	return true
 }
 
 // fate is what becomes of some keys.

@@ -35,6 +35,7 @@ type marks struct {
 	wanted map[pack.ID]bool
 	heads  []pack.Head
 	names  int64 // records that name anything
+	turn   bool  // that of the collection is among the records
 
 	mu       sync.Mutex // guards all above and below while records are read
 	seen     map[read]bool
@@ -79,16 +80,11 @@ func mark(ctx context.Context, src Source, s *survey, wanted map[pack.ID]bool, p
 		survey: s, reader: pack.NewReader(src.Bucket), wanted: wanted, seen: map[read]bool{}, volumes: map[content.VolumeID]content.Position{},
 		segments: map[string]bool{}, tails: map[content.VolumeID][]content.SegmentRef{},
 	}
-	for _, id := range s.lost {
-		_, r := parts(id)
-		m.hold(hold{id.Scope(), r.hour, ^uint32(0)}, Broken{Name: id.Key(), Error: "it says that its frames moved, and can't be read"})
-	}
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
 	var err error
-	var r Record
-	for r, err = range src.Records(reading) {
-		if err == nil && errors.Is(r.Err, content.ErrUnknown) {
+	for r, bad := range src.Records(reading) { // each record its own: its root is read while the loop goes on
+		if err = bad; err == nil && errors.Is(r.Err, content.ErrUnknown) {
 			err = r.Err
 		}
 		if err != nil {
@@ -130,6 +126,7 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.names++
+	m.turn = m.turn || r.Space == content.KindCollection
 	if r.Err != nil {
 		if m.report(Broken{Name: r.Label(), Error: content.Line(r.Err)}); r.Space == content.KindCollection || r.Space == content.KindRevocation {
 			return nil // which name nothing
@@ -145,7 +142,9 @@ func (m *marks) record(src Source, r Record) *pack.Head {
 		m.report(Broken{Name: r.Label(), Error: content.Line(r.Unsigned)})
 	}
 	if r.Kind == content.KindVolume {
-		m.volumes[r.Volume] = r.Through
+		if through, also := m.volumes[r.Volume]; !also || r.Through.Number < through.Number { // another's record may say that it is this
+			m.volumes[r.Volume] = r.Through
+		}
 	}
 	for _, s := range r.Segments {
 		if s.Tails == 0 {
@@ -291,14 +290,16 @@ func walked(ctx context.Context, r *pack.Reader, h pack.Head) ([]pack.PackRefs, 
 
 // settle notes which packs and segments live, or are held.
 func (m *marks) settle() {
-	for i := range m.packs.rows {
-		r := &m.packs.rows[i]
-		if slices.ContainsFunc(m.holds, func(h hold) bool {
-			return h.from <= r.hour && r.hour <= h.to && (h.scope.IsZero() || m.packs.scopeOf(r).Covers(h.scope))
-		}) {
-			r.state |= isHeld
+	m.keep(m.holds)
+	var holds []hold
+	for _, id := range m.lost { // one that nobody needs holds nothing, and goes
+		if r := m.packs.find(id); r.state.is(isLive | isHeld) {
+			holds = append(holds, hold{id.Scope(), r.hour, ^uint32(0)})
+			m.report(Broken{Name: id.Key(), Error: "it says that its frames moved, and can't be read"})
 		}
 	}
+	m.keep(holds)
+	m.follow()
 	for i := range m.journals {
 		x := &m.journals[i]
 		switch {
@@ -306,6 +307,37 @@ func (m *marks) settle() {
 			x.state |= isLive
 		case m.held:
 			x.state |= isHeld
+		}
+	}
+}
+
+// keep holds packs.
+func (m *marks) keep(holds []hold) {
+	for i := range m.packs.rows {
+		r := &m.packs.rows[i]
+		if slices.ContainsFunc(holds, func(h hold) bool {
+			return h.from <= r.hour && r.hour <= h.to && (h.scope.IsZero() || m.packs.scopeOf(r).Covers(h.scope))
+		}) {
+			r.state |= isHeld
+		}
+	}
+}
+
+// follow holds what took over from packs that are held: those may be older than what is held by their names.
+func (m *marks) follow() {
+	for id := range m.moved {
+		r := m.packs.find(id)
+		for range chainMax {
+			to, moved := m.moved[id]
+			if !moved || !r.state.is(isHeld) {
+				break
+			}
+			next := m.packs.find(to)
+			if next == nil {
+				break
+			}
+			next.state |= isHeld
+			id, r = to, next
 		}
 	}
 }

@@ -78,6 +78,15 @@ type object struct {
 	state       *rowState
 }
 
+// stays reports whether it is not deleted, whatever batch has it: a stranger may have written that, as of long ago, or as one
+// that a run has condemned.
+func (o object) stays() bool { return o.state.is(isLive | isHeld | isYoung) }
+
+func (s *survey) isYoung(key string) bool {
+	o, there := s.object(key)
+	return there && o.state.is(isYoung)
+}
+
 // object finds what a key is of; false where nothing has it any more.
 func (s *survey) object(key string) (object, bool) {
 	if strings.HasPrefix(key, string(content.KeyJournals)) {
@@ -110,11 +119,15 @@ func (s *survey) pack(r *row) object {
 
 // old decides on a batch that is there.
 func (p *plan) old(m *marks, b Batch, t terms) {
+	early := !b.Condemned && time.UnixMilli(b.Since).After(m.began.Add(slipMax)) // by a clock that was wrong
+	if early {
+		b.Since = t.now.UnixMilli()
+	}
 	due := time.UnixMilli(b.Since).Add(t.grace)
 	over := !due.After(m.began)
 	rest := b
 	if !b.Condemned {
-		rest = b.without(func(key string) bool { return !p.stays(m, b, key) })
+		rest = b.without(func(key string) bool { return !p.stays(m, b, key) || over && m.isYoung(key) })
 	}
 	why, then := "unnamed", "is deleted"
 	switch {
@@ -126,7 +139,7 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 		p.condemn = append(p.condemn, rest)
 	default:
 		then = "waits"
-		if rest.size() < b.size() || b.size() == 0 { // committers have taken all out
+		if rest.size() < b.size() || b.size() == 0 || early { // committers have taken all out
 			p.release = append(p.release, rest)
 		}
 		if rest.size() > 0 && (p.next.IsZero() || due.Before(p.next)) {
@@ -135,12 +148,13 @@ func (p *plan) old(m *marks, b Batch, t terms) {
 	}
 	for key := range rest.keys() {
 		o, there := m.object(key)
-		if !there || b.Condemned && !o.state.is(isLive) && slices.Contains(b.Repack, key) { // which is not written anew, and dies as any other
+		isAnew := slices.Contains(rest.Repack, key)
+		if !there || b.Condemned && (isAnew && !o.state.is(isLive) || !isAnew && o.stays()) { // which is not written anew, and dies as any other
 			continue
 		}
 		*o.state |= isTombstoned
 		row := Row{What: o.what, Scope: o.scope, Why: why, Then: then}
-		if slices.Contains(rest.Repack, key) {
+		if isAnew {
 			row.Why = "partly dead"
 			if over || b.Condemned {
 				row.Then = "is written anew"

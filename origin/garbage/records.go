@@ -99,7 +99,7 @@ func (s Source) RecordsAfter(ctx context.Context, after string) iter.Seq2[Record
 				r, err = named(info)
 			}
 			if err != nil {
-				yield(Record{}, fmt.Errorf("list records: %w", err))
+				yield(Record{}, listing("records", err))
 				return
 			}
 			batch, etags = append(batch, r), append(etags, info.ETag)

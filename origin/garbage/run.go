@@ -110,6 +110,9 @@ func (r *run) collect(ctx context.Context) error {
 	}
 	r.marks, err = mark(ctx, r.cfg.Source, s, wanted, func(done int64) { r.cfg.Progress(Progress{Phase: "records", Done: done}) })
 	r.report.Broken = r.marks.broken
+	if err == nil && r.turn != nil && !r.marks.turn {
+		err = fmt.Errorf("%w: its list of all records left out the one that this run has just written", bucket.ErrDoubt)
+	}
 	if err == nil {
 		err = r.at.doubted()
 	}
@@ -239,7 +242,8 @@ func (b Batch) condemn(ctx context.Context, at bucket.Bucket) (Batch, error) {
 	return b, err
 }
 
-// carryOut deletes all of a condemned batch, and then the batch.
+// carryOut deletes all of a condemned batch, and then the batch. What a record names by now stays, and the batch with it:
+// whoever has condemned it may be about to delete it still, so that nobody else is to name it.
 func (r *run) carryOut(ctx context.Context, b Batch) error {
 	if b.key == "" {
 		return nil
@@ -253,9 +257,14 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 	group, deleting := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
 	gone := make([]int64, len(b.Delete))
+	kept := 0
 	for i, key := range b.Delete {
 		o, there := r.marks.object(key)
 		if !there {
+			continue
+		}
+		if o.stays() {
+			kept++
 			continue
 		}
 		group.Go(func() error {
@@ -274,7 +283,9 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 		}
 	}
 	r.cfg.Progress(Progress{Phase: "delete", Done: r.report.Deleted.Objects, Total: r.plan.going.Objects})
-	if err == nil {
+	if kept > 0 {
+		r.cfg.Log.Warn("what was condemned stays, as records name it or may", "batch", b.key, "objects", kept)
+	} else if err == nil {
 		err = r.at.Delete(ctx, b.key)
 	}
 	return err

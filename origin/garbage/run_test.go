@@ -3,6 +3,7 @@ package garbage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -312,18 +313,21 @@ func TestListsThatLie(t *testing.T) {
 	}
 }
 
-// TestListThatLeavesOut: a pack that a record names, and that is there, and that no list shows.
+// TestListThatLeavesOut: a pack that a record names, or a record that was just written, and that is there, and that no list
+// shows.
 func TestListThatLeavesOut(t *testing.T) {
 	w := dead(t)
 	head := w.publish(t, "hidden", chunks(30, 7000))
 	w.later(time.Hour)
-	cfg := w.config()
-	cfg.Bucket = hiding{w, head.Node.Pack.Key()}
 	all := w.keys(t, string(content.KeyPacks))
-	if _, err := Run(t.Context(), cfg); !errors.Is(err, bucket.ErrDoubt) {
-		t.Fatal(err)
+	for _, key := range []string{head.Node.Pack.Key(), "records/collection/origin"} {
+		cfg := w.config()
+		cfg.Bucket = hiding{w, key}
+		if _, err := Run(t.Context(), cfg); !errors.Is(err, bucket.ErrDoubt) {
+			t.Fatal(key, err)
+		}
+		w.same(t, all)
 	}
-	w.same(t, all)
 }
 
 // hiding is a store whose lists leave out one key.
@@ -390,10 +394,14 @@ func TestDamagedRecordIsHeld(t *testing.T) {
 	w.same(t, before)
 }
 
-// TestDamagedManifest: a root whose manifest can't be read is marked by its map.
+// TestDamagedManifest: a root whose manifest can't be read is marked by its map, and is said to be broken under its own
+// name.
 func TestDamagedManifest(t *testing.T) {
 	w := dead(t)
 	head := w.publish(t, "x", chunks(100, 20_000))
+	for i := range uint64(20) { // which are read beside it
+		w.publish(t, fmt.Sprint("y", i), chunks(2, 30_000+10*i))
+	}
 	key := head.Manifest.Pack.Key()
 	b, _, err := bucket.ReadAll(t.Context(), w, key, pack.SizeMax)
 	if err != nil {

@@ -70,7 +70,7 @@ func look(ctx context.Context, at *dated) (*survey, error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list the origin: %w", err)
+			return nil, listing("the origin", err)
 		}
 	}
 	// What lies behind the records is of no space that is known.
@@ -78,9 +78,17 @@ func look(ctx context.Context, at *dated) (*survey, error) {
 		if err == nil {
 			err = fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
 		}
-		return nil, fmt.Errorf("list the origin: %w", err)
+		return nil, listing("the origin", err)
 	}
 	return s, s.readStubs(ctx, at)
+}
+
+// listing says why a list is of no use, and what to do.
+func listing(what string, err error) error {
+	if errors.Is(err, content.ErrUnknown) {
+		return fmt.Errorf("list %s: %w; move it elsewhere if nothing of the mesh has put it there", what, err)
+	}
+	return fmt.Errorf("list %s: %w", what, err)
 }
 
 var errPast = errors.New("the records begin") // ends a list
@@ -109,7 +117,7 @@ func (s *survey) take(info bucket.Info, at *dated) error {
 	case content.KeyGarbage: // as read before
 	default:
 		if info.Key != content.KeyMesh {
-			return fmt.Errorf("%s: %w; move it elsewhere if nothing of the mesh has put it there", info.Key, content.ErrUnknown)
+			return fmt.Errorf("%s: %w", info.Key, content.ErrUnknown)
 		}
 	}
 	s.other.Add(info.Size)
@@ -129,7 +137,7 @@ func (s *survey) takePack(info bucket.Info) error {
 	}
 	s.total.Add(info.Size)
 	s.scope(id.Scope())
-	return s.packs.add(id, min(info.Size, pack.SizeMax))
+	return s.packs.add(id, min(info.Size, pack.SizeMax), s.age(info))
 }
 
 func (s *survey) takeSegment(info bucket.Info) error {
@@ -141,8 +149,16 @@ func (s *survey) takeSegment(info bucket.Info) error {
 		return fmt.Errorf("%w: there are more than %d segments of journals, as many as a collection knows", content.ErrInvalid, segmentsMax)
 	}
 	s.total.Add(info.Size)
-	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size})
+	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size, state: s.age(info)})
 	return nil
+}
+
+// age tells what was put just now: whoever has put it may name it without a look.
+func (s *survey) age(info bucket.Info) rowState {
+	if info.Modified.After(s.began.Add(-GraceMin)) {
+		return isYoung
+	}
+	return 0
 }
 
 // segment returns an object of a journal by its key; nil for none.

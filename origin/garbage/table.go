@@ -37,6 +37,7 @@ const (
 	isStub                            // its frames are elsewhere
 	isGone                            // this run has deleted it
 	isShared                          // several roots need it, perhaps the same of it
+	isYoung                           // it was put less than GraceMin ago
 )
 
 func (s rowState) is(any rowState) bool { return s&any != 0 }
@@ -58,7 +59,7 @@ func parts(id pack.ID) (scope string, r row) {
 }
 
 // add appends a pack; they come in the order of their keys.
-func (t *table) add(id pack.ID, size int64) error {
+func (t *table) add(id pack.ID, size int64, state rowState) error {
 	if len(t.rows) == packsMax {
 		return fmt.Errorf("%w: there are more than %d packs, as many as a collection knows", content.ErrInvalid, packsMax)
 	}
@@ -66,9 +67,9 @@ func (t *table) add(id pack.ID, size int64) error {
 	if n := len(t.scopes); n == 0 || t.scopes[n-1] != scope {
 		t.scopes = append(t.scopes, scope)
 	}
-	r.scope, r.size = uint16(len(t.scopes)-1), uint32(size)
+	r.scope, r.size, r.state = uint16(len(t.scopes)-1), uint32(size), state
 	if size == pack.SizeMin {
-		r.state = isStub
+		r.state |= isStub
 	}
 	if n := len(t.rows); n > 0 && compareRows(t.rows[n-1], r) >= 0 {
 		return fmt.Errorf("%w: the store lists pack %s out of order", content.ErrCorrupt, id)

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 const (
@@ -38,8 +40,10 @@ func takeTurn(ctx context.Context, cfg Config, clock *dated) (*turn, error) {
 	var base *catalog.Record
 	switch current, err := c.Get(ctx, content.KindCollection, catalog.CollectionName); {
 	case errors.Is(err, content.ErrNotFound):
-	case err != nil:
-		return nil, err
+	case errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrUnknown):
+		if base, err = t.unbelieved(ctx); err != nil {
+			return nil, err
+		}
 	default:
 		base = &current
 		if t.body, err = catalog.DecodeCollection(t.codec, current.Body); err != nil {
@@ -47,11 +51,33 @@ func takeTurn(ctx context.Context, cfg Config, clock *dated) (*turn, error) {
 		}
 	}
 	self, now := cfg.Signer.Key.Public(), clock.now()
-	if seen := time.UnixMilli(t.body.Seen); t.body.Epoch > 0 && t.body.Ended == 0 && t.body.Holder != self && now.Sub(seen) < silentMax {
+	seen := time.UnixMilli(t.body.Seen)
+	if ago := now.Sub(seen); t.body.Epoch > 0 && t.body.Ended == 0 && t.body.Holder != self && ago < silentMax && ago > -slipMax { // else it is of a clock that was wrong
 		return nil, fmt.Errorf("%w: %s collects the garbage of this origin, and was at it %s ago", content.Running, t.body.Holder, now.Sub(seen).Round(time.Second))
 	}
 	t.body = catalog.Collection{Epoch: t.body.Epoch + 1, Holder: self, Began: now.UnixMilli(), Seen: now.UnixMilli(), Report: t.body.Report}
 	return t, t.write(ctx, base)
+}
+
+// unbelieved is a record that no member has written who may: it gives way, and whoever has written it is overtaken.
+func (t *turn) unbelieved(ctx context.Context) (*catalog.Record, error) {
+	key := string(content.KeyRecords) + string(content.KindCollection) + "/" + catalog.CollectionName
+	for info, err := range t.clock.List(ctx, key, "") {
+		if err != nil {
+			return nil, err
+		}
+		if info.Key == key {
+			b, _, err := bucket.ReadAll(ctx, t.clock, key, content.RecordSizeMax)
+			if err == nil {
+				_, err = trust.Peek(b)
+			}
+			if errors.Is(err, content.ErrUnknown) || errors.Is(err, content.ErrUnavailable) {
+				return nil, err
+			}
+			return &catalog.Record{Envelope: trust.Envelope{Kind: content.KindCollection, Name: catalog.CollectionName}, ETag: info.ETag}, nil
+		}
+	}
+	return nil, nil
 }
 
 func (t *turn) write(ctx context.Context, base *catalog.Record) error {

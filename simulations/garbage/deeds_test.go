@@ -25,7 +25,7 @@ const (
 	// grace is that of all collections.
 	grace = garbage.GraceDefault
 	// seedsMax is how many chunks there are in all: few, so that what is imported was there before, and is dead by now.
-	seedsMax  = 24
+	seedsMax  = 12
 	chunksMax = 6 // of an image or tree
 )
 
@@ -58,8 +58,8 @@ type deed struct {
 
 func deeds() []deed {
 	return []deed{
-		{6, publish}, {3, plant}, {3, tag}, {4, remove}, {3, stow}, {2, lend}, {9, collect},
-		{7, folds}, {3, snapshots}, {2, unsnaps}, {1, purges}, {3, forks},
+		{6, publish}, {3, plant}, {3, tag}, {7, remove}, {3, stow}, {2, lend}, {20, collect},
+		{7, folds}, {3, snapshots}, {2, unsnaps}, {3, purges}, {3, forks},
 	}
 }
 
@@ -78,13 +78,15 @@ func (s *stage) drawn(from []deed) deed {
 	return from[0]
 }
 
+var errOperation = errors.New("it has failed") // whose cause is text alone
+
 // ended waits for an operation.
 func (p *process) ended(v operations.View, err error) error {
 	if err == nil {
 		v, err = p.work.Wait(context.Background(), v.ID)
 	}
 	if err == nil && v.Error != "" {
-		err = errors.New(v.Error)
+		err = fmt.Errorf("%w: %s", errOperation, v.Error)
 	}
 	return err
 }
@@ -175,7 +177,7 @@ func (updates) Pass(ctx context.Context) error { return ctx.Err() }
 
 // stow puts an instance away, or forgets it.
 func stow(s *stage, p *process) (string, func(context.Context) error) {
-	name, seeds, ends := fmt.Sprintf("i%d", p.at), s.some(), s.chance(6)
+	name, seeds, ends := fmt.Sprintf("i%d", p.at), s.some(), s.chance(3)
 	if ends {
 		return "obliterate " + name, func(ctx context.Context) error {
 			k, err := p.names.Lookup(ctx, content.KindInstance, name, true)

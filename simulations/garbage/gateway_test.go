@@ -5,6 +5,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,7 +99,7 @@ func TestEveryOtherRequestFails(t *testing.T) {
 	s.wait = func(ctx context.Context, d time.Duration) error { store.later(d); return ctx.Err() }
 	s.quiet = func() { s.deeds.Wait() }
 	s.found()
-	s.fate = s.everyOther()
+	s.fated(everyOther())
 	for range 2 {
 		s.join(0)
 	}
@@ -116,9 +117,7 @@ func TestEveryOtherRequestFails(t *testing.T) {
 			break
 		}
 	}
-	s.mu.Lock()
-	s.fate = func(mem.Op) verdict { return goes }
-	s.mu.Unlock()
+	s.fated(well)
 	if s.failed() == nil {
 		s.finish()
 	}
@@ -131,16 +130,14 @@ func TestEveryOtherRequestFails(t *testing.T) {
 	}
 }
 
-// everyOther has every other request fail: in turn with nothing done, nobody knows, and with all done. It is called with mu.
-func (s *stage) everyOther() func(mem.Op) verdict {
-	n := 0
-	return func(op mem.Op) verdict {
-		if n++; n%2 == 0 {
+// everyOther has every other request fail: in turn with nothing done, and with all done. Who puts can't know.
+func everyOther() fate {
+	var sent atomic.Int64
+	return func(*process, mem.Op, string) verdict {
+		n := sent.Add(1)
+		if n%2 == 0 {
 			return goes
 		}
-		if op == mem.Put {
-			return []verdict{unsure, lost}[n/2%2]
-		}
-		return []verdict{fails, lost}[n/2%2]
+		return []verdict{unsure, lost}[n/2%2]
 	}
 }

@@ -19,8 +19,8 @@ import (
 
 const (
 	// acts are how often all is quiet in a play, and deedsMax how much is asked for in each act.
-	acts     = 12
-	deedsMax = 6
+	acts     = 16
+	deedsMax = 8
 	// atOnce is how many deeds are under way at once.
 	atOnce = 4
 	// endings bounds the runs until nothing more is written anew: each may leave a pack of which little lives.
@@ -64,7 +64,7 @@ func played(t *testing.T, seed uint64) (err error, story string) {
 }
 
 func (s *stage) play() {
-	s.faults = pick(s, faults{}, faults{2, 2, 0}, faults{4, 4, 2}, faults{10, 10, 4})
+	s.faults = pick(s, faults{}, faults{1, 1, 0}, faults{2, 2, 1}, faults{6, 6, 3})
 	s.note("of 1000 requests these go wrong: %+v", s.faults)
 	for i := range 3 {
 		s.join(time.Duration((i+s.random.IntN(3))%3-1) * time.Hour)

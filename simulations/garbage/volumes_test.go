@@ -31,10 +31,8 @@ func (p *process) alone(name string, do func(context.Context) error) func(contex
 
 // diskOf is the name of one of a node's disks, and its policy.
 func (s *stage) diskOf(p *process) (name, policy string) {
-	if s.chance(2) {
-		return fmt.Sprintf("v%d-local", p.at), catalog.PolicyLocal
-	}
-	return fmt.Sprintf("v%d-origin", p.at), catalog.PolicyOrigin
+	policy = pick(s, catalog.PolicyLocal, catalog.PolicyOrigin)
+	return fmt.Sprintf("%s%d-%s", pick(s, "v", "w"), p.at, policy), policy
 }
 
 // folds writes to a disk, and folds it.

@@ -355,6 +355,9 @@ func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[bucke
 	}
 }
 
+// lostFound is a folder that file systems have at their top, and that only root may read.
+const lostFound = "lost+found"
+
 // keys returns what a list yields, in order. What is neither a file nor a folder is passed over.
 func (b *Bucket) keys(ctx context.Context, prefix, after string) (keys []string, err error) {
 	err = fs.WalkDir(os.DirFS(b.root), ".", func(key string, e fs.DirEntry, err error) error {
@@ -371,8 +374,10 @@ func (b *Bucket) keys(ctx context.Context, prefix, after string) (keys []string,
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case key == ".":
-		case e.IsDir() && (e.Name()[0] == '.' || !reaches || behind):
+		case e.IsDir() && (e.Name()[0] == '.' || key == lostFound || !reaches || behind):
 			return fs.SkipDir
+		case e.Type()&fs.ModeSymlink != 0 && e.Name()[0] != '.' && reaches && !behind && isFolder(b.path(key)):
+			return fmt.Errorf("%w: %s is a link to another folder, and what is there is never listed; mount that folder there instead", content.ErrInvalid, b.path(key))
 		case e.Type().IsRegular() && e.Name()[0] != '.' && strings.HasPrefix(key, prefix) && key > after:
 			keys = append(keys, key)
 		}
@@ -380,6 +385,11 @@ func (b *Bucket) keys(ctx context.Context, prefix, after string) (keys []string,
 	})
 	slices.Sort(keys)
 	return keys, err
+}
+
+func isFolder(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
 }
 
 // stat looks at files; those deleted meanwhile are left out.

@@ -226,3 +226,40 @@ func TestWhatIsNoFile(t *testing.T) {
 		t.Errorf("%q, %v: what a link led to was touched", got, err)
 	}
 }
+
+// TestWhatIsBesideABucket: what a file system puts at its top does not end a list, though nobody but root may read it; a
+// folder that is somewhere else does, as what is there would be left out.
+func TestWhatIsBesideABucket(t *testing.T) {
+	root := t.TempDir()
+	b := open(t, root)
+	if _, err := b.Put(t.Context(), "records/a", bucket.Bytes([]byte("x")), bucket.Condition{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(root, "lost+found"), 0); err != nil {
+		t.Fatal(err)
+	}
+	list := func() (keys []string, err error) {
+		for info, failed := range b.List(t.Context(), "", "") {
+			if err = failed; err == nil {
+				keys = append(keys, info.Key)
+			}
+		}
+		return keys, err
+	}
+	t.Run("lost+found", func(t *testing.T) {
+		if err := errors.Join(os.Chmod(root, 0o755), os.Chmod(filepath.Join(root, "records"), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		asNobody(t, root)
+		if keys, err := list(); len(keys) != 1 || err != nil {
+			t.Errorf("%v, %v", keys, err)
+		}
+	})
+	elsewhere := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.Mkdir(elsewhere, 0o755), os.Symlink(elsewhere, filepath.Join(root, "records", "image"))); err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := list(); !errors.Is(err, content.ErrInvalid) || !strings.Contains(err.Error(), "records/image") {
+		t.Errorf("%v, %v", keys, err)
+	}
+}

@@ -34,7 +34,7 @@ const (
 	movesMax = 8
 )
 
-// objects copies those of a key space that the copy has not, or of another size. Both are listed at once, in order.
+// objects copies those of a key space that the copy has not, or of another size, but for stubs of packs that it has whole. Both are listed at once, in order.
 func (c *copier) objects(ctx context.Context, space content.KeySpace) error {
 	next, stop := iter.Pull2(c.to.List(ctx, string(space), ""))
 	defer stop()
@@ -149,7 +149,7 @@ func (c *copier) pack(ctx context.Context, key string, moves int) (bad, err erro
 			bad, err = c.bring(ctx, d.Moved.Key(), moves+1)
 		}
 	}
-	if err == nil && bad == nil {
+	if err == nil && bad == nil && !(d.Moved != "" && c.isWhole(ctx, id)) {
 		err = c.put(ctx, key, bucket.Bytes(b), "")
 	}
 	switch {
@@ -165,6 +165,13 @@ func (c *copier) pack(ctx context.Context, key string, moves int) (bad, err erro
 		}
 	}
 	return bad, err
+}
+
+// isWhole reports whether the copy has a pack as it was before it was written anew: names there may need what the one that
+// took over has not, and no stub takes its place.
+func (c *copier) isWhole(ctx context.Context, id pack.ID) bool {
+	f, err := pack.ReadFooter(ctx, c.to, id)
+	return err == nil && f.Moved() == ""
 }
 
 // stat returns what a list says of one object.

@@ -71,7 +71,7 @@ func (c *copier) record(ctx context.Context, rec garbage.Record) (bad, err error
 		switch {
 		case err == nil:
 			c.tell(func(r *Report) { r.RecordsSent++ })
-			return c.secure(ctx, keys)
+			return c.secure(ctx, rec, keys)
 		case !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown):
 			return nil, fmt.Errorf("write %s: %w", rec.Key, err)
 		}
@@ -175,12 +175,16 @@ func (c *copier) segment(ctx context.Context, ref content.SegmentRef) (keys []st
 }
 
 // secure does for a record at the copy what who commits one does, where garbage is collected there too.
-func (c *copier) secure(ctx context.Context, keys []string) (bad, err error) {
+func (c *copier) secure(ctx context.Context, rec garbage.Record, keys []string) (bad, err error) {
+	var kept func([]string) map[string]bool
+	if rec.Head != nil {
+		kept = garbage.Follows(ctx, c.to, *rec.Head)
+	}
 	for _, err := range c.to.List(ctx, string(content.KeyGarbage), "") {
 		if err != nil {
 			return nil, fmt.Errorf("look whether garbage is collected at the copy: %w", err)
 		}
-		lost, err := garbage.Secure(ctx, c.to, keys, nil)
+		lost, err := garbage.Secure(ctx, c.to, keys, kept)
 		if err == nil && len(lost) > 0 {
 			bad = fmt.Errorf("%w: %d objects are being deleted at the copy, as garbage is collected there; the first is %s", content.ErrConflict, len(lost), lost[0])
 		}

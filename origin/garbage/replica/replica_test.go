@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -336,10 +337,9 @@ func (b order) Put(ctx context.Context, key string, body bucket.Body, cond bucke
 	return info, err
 }
 
-// TestStubsAreCopied: a pack that was rewritten is left to a stub at the copy too, behind the one that took over.
+// TestStubsAreCopied where the copy has not the pack that was rewritten, behind the one that took over.
 func TestStubsAreCopied(t *testing.T) {
 	w, to := newWorld(t, origins.Directory(t)), origins.Directory(t)
-	w.copy(t, to)
 	id := w.Packs(w.one)[0]
 	taker := w.Rewrite(id)
 	var put []string
@@ -415,4 +415,42 @@ func TestGarbageAtTheCopy(t *testing.T) {
 			t.Fatalf("condemned %t: %+v %v", condemned, r, err)
 		}
 	}
+}
+
+// TestTheCopysNamesStayWhole while a pack of theirs was written anew at the origin, with less than they need: until their
+// records are copied, and where they never are.
+func TestTheCopysNamesStayWhole(t *testing.T) {
+	w, to := newWorld(t, mem.New(t, mem.Config{})), mem.New(t, mem.Config{})
+	w.copy(t, to)
+	w.Remove(content.KindTag, "same")
+	w.Remove(content.KindImage, "one")
+	id := w.Packs(w.one)[0]
+	taker := pack.NewWriter(id[:len(id)-4]+"beef", nil)
+	taker.Add(pack.RoleChunk, content.Sum(origins.Chunk(1, 0)), len(origins.Chunk(1, 0)), pack.CodecRaw, origins.Chunk(1, 0))
+	s, err := taker.Seal(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Add(s.ID.Key(), s.Bytes)
+	w.Damage(id.Key(), func([]byte) []byte { return pack.NewWriter(id, nil).SealStub(s.ID).Bytes })
+	records := w.Source()
+	records.Bucket = onlyPacks{w.Origin.Bucket}
+	if _, err := Run(t.Context(), records, to, Config{Dir: t.TempDir()}); !errors.Is(err, content.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	if names := w.whole(t, to); !slices.Equal(names, all()) {
+		t.Fatalf("%v", names)
+	}
+	w.copy(t, to)
+	w.whole(t, to)
+}
+
+// onlyPacks is an origin that goes away before records are listed.
+type onlyPacks struct{ bucket.Bucket }
+
+func (b onlyPacks) List(ctx context.Context, prefix, after string) iter.Seq2[bucket.Info, error] {
+	if strings.HasPrefix(prefix, string(content.KeyRecords)) {
+		return func(yield func(bucket.Info, error) bool) { yield(bucket.Info{}, content.ErrUnavailable) }
+	}
+	return b.Bucket.List(ctx, prefix, after)
 }
