@@ -224,8 +224,8 @@ func (x added) keeps(ctx context.Context, at bucket.Bucket) func(keys []string) 
 		kept := map[string]bool{}
 		if x.kept != nil {
 			was, _ := pack.NewReader(at).ReadManifest(ctx, *x.kept) // one that can't be read keeps nothing
-			for _, p := range was.Packs {
-				kept[p.ID.Key()] = true
+			for _, key := range was.Keys() {
+				kept[key] = true
 			}
 		}
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return kept[key] })
