@@ -113,7 +113,6 @@ func TestASickStoreIsBack(t *testing.T) {
 	})
 }
 
-// foundedAt is the origin of the founder of a mesh.
 // TestWhatLiesInTheOrigin is no store beside it.
 func TestWhatLiesInTheOrigin(t *testing.T) {
 	o := foundedAt(t, mem.New(t, mem.Config{}))
@@ -123,6 +122,7 @@ func TestWhatLiesInTheOrigin(t *testing.T) {
 	}
 }
 
+// foundedAt is the origin of the founder of a mesh.
 func foundedAt(t *testing.T, store bucket.Bucket) *origin {
 	t.Helper()
 	key := trust.NewPrivateKey()
