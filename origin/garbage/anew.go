@@ -54,7 +54,7 @@ func (r *run) anew(ctx context.Context, ids []pack.ID) (int, error) {
 		return 0, err
 	}
 	secure := func(ctx context.Context, keys []string) ([]string, error) { return Secure(ctx, r.at, keys, nil) }
-	out, err := repack.Write(ctx, repack.Config{Bucket: r.at, Signer: r.cfg.Signer, May: r.turn.hold, Secure: secure, Least: leastOf, Now: r.at.now, Log: r.cfg.Log}, g, alive)
+	out, err := repack.Write(ctx, repack.Config{Bucket: r.at, Signer: r.cfg.Signer, May: r.turn.hold, Secure: secure, Least: r.least, Now: r.at.now, Log: r.cfg.Log}, g, alive)
 	r.report.Repacked.Bytes += out.Freed
 	for _, id := range ids {
 		if _, moved := out.Moved[id]; moved {
@@ -69,6 +69,14 @@ func (r *run) anew(ctx context.Context, ids []pack.ID) (int, error) {
 	}
 	r.cfg.Progress(Progress{Phase: "repack", Done: r.report.Repacked.Objects})
 	return len(ids), err
+}
+
+// least is how many bytes must be won for a pack to be written anew.
+func (r *run) least(id pack.ID, size int64) int64 {
+	if at := r.marks.packs.find(id); at != nil && at.state.is(isSuspect) {
+		return 0
+	}
+	return leastOf(size)
 }
 
 // stubsOf returns the stubs that lead to any of some packs.

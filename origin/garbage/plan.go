@@ -20,9 +20,9 @@ const (
 	// repackLeast as many bytes: each costs two puts and a read, and its readers a detour.
 	repackDead  = 10
 	repackLeast = 64 << 10
-	// sharedMax bounds, of those, packs of which several roots need some: only their maps say whether it is the same, and
-	// that is read once their grace is over.
-	sharedMax = 64
+	// triedMax bounds, beside those, packs of which several roots need some: only their maps say whether it is the same, and
+	// that is read once their grace is over. It bounds those that are suspect, too: anybody who writes to the store can say so.
+	triedMax = 64
 
 	// What becomes of what goes.
 	thenDeleted, thenAnew = "is deleted", "is written anew"
@@ -252,12 +252,13 @@ func span(d time.Duration) string {
 }
 
 // anew chooses the packs to be written anew: those with the most dead in them first, as long as more than the waste that is
-// allowed is in all. Of packs that several roots need it is not known how much they have in common: some are tried.
+// allowed is in all. Of packs that several roots need it is not known how much they have in common: some are tried. So are
+// some that are suspect, whatever is dead in them: what was damaged may be dead by now, as content was imported again.
 func (p *plan) anew(m *marks, t terms) []*row {
 	if t.waste < 0 {
 		return nil
 	}
-	var able, maybe []*row
+	var able, maybe, suspect []*row
 	total, dead, hidden := int64(0), int64(0), int64(0)
 	for i := range m.packs.rows {
 		r := &m.packs.rows[i]
@@ -269,6 +270,8 @@ func (p *plan) anew(m *marks, t terms) []*row {
 		dead += lost
 		switch {
 		case r.state.is(isHeld | isTombstoned):
+		case r.state.is(isSuspect):
+			suspect = append(suspect, r)
 		case worthwhile(lost, r.size):
 			able = append(able, r)
 		case r.state.is(isShared) && worthwhile(int64(r.size)-int64(r.most), r.size):
@@ -283,11 +286,14 @@ func (p *plan) anew(m *marks, t terms) []*row {
 		dead -= int64(able[n].size) - int64(able[n].live)
 	}
 	if n < len(able) || float64(dead+hidden) <= t.waste*float64(total) {
-		return able[:n]
+		maybe = nil
 	}
-	rank := func(r *row) uint64 { return content.Weight(string(m.packs.id(r)), strconv.FormatUint(t.epoch, 10)) }
-	slices.SortFunc(maybe, func(a, b *row) int { return cmp.Compare(rank(a), rank(b)) }) // others each time
-	return append(able, maybe[:min(len(maybe), sharedMax)]...)
+	some := func(rows []*row) []*row { // others each time
+		rank := func(r *row) uint64 { return content.Weight(string(m.packs.id(r)), strconv.FormatUint(t.epoch, 10)) }
+		slices.SortFunc(rows, func(a, b *row) int { return cmp.Compare(rank(a), rank(b)) })
+		return rows[:min(len(rows), triedMax)]
+	}
+	return slices.Concat(able[:n], some(maybe), some(suspect))
 }
 
 // worthwhile reports whether so much that is dead pays for writing the rest of a pack anew.

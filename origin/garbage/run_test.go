@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 )
@@ -541,5 +542,42 @@ func TestSpace(t *testing.T) {
 	w.check(t)
 	if live, now := int64(500*chunkSize), w.bytes(t); float64(now) > 1.15*float64(live) {
 		t.Fatalf("%d bytes, and %d live", now, live)
+	}
+}
+
+// TestMendedPackGoes: a pack of which a chunk is damaged is written anew once that chunk is stored elsewhere, however little
+// of it is dead; then nothing is suspect any more. While the chunk is needed it stays as it is.
+func TestMendedPackGoes(t *testing.T) {
+	w := newWorld(t)
+	what := chunks(500, 1000) // of two runs: what lies in one that is damaged is not referred to again
+	head := w.publish(t, "x", what)
+	id := head.Node.Pack
+	b, _, err := bucket.ReadAll(t.Context(), w, id.Key(), pack.SizeMax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[5000] ^= 1
+	w.written(t, id.Key(), b)
+	if err := index.Suspect(t.Context(), w, id); err != nil {
+		t.Fatal(err)
+	}
+	all := w.keys(t, string(content.KeyPacks))
+	for range 3 {
+		w.later(past)
+		w.run(t)
+	}
+	w.same(t, all)
+	w.publish(t, "x", what)
+	w.check(t)
+	for range 2 {
+		w.later(past)
+		w.run(t)
+	}
+	w.check(t)
+	if left := w.keys(t, string(content.KeyIndexes)+string(id)); len(left) > 0 {
+		t.Fatalf("it is suspect still: %v", left)
+	}
+	if b, _, err = bucket.ReadAll(t.Context(), w, id.Key(), pack.SizeMax); err != nil || len(b) != pack.SizeMin {
+		t.Fatalf("its name has %d bytes, %v", len(b), err)
 	}
 }

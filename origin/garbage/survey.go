@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 const (
@@ -34,6 +35,7 @@ type survey struct {
 	packs    table
 	moved    map[pack.ID]pack.ID // what stubs say
 	lost     []pack.ID           // stubs that can't be read
+	suspects []pack.ID           // that marks say are damaged
 	journals []segment
 	scopes   []content.Scope // that have packs or index objects
 	probes   []string
@@ -73,6 +75,11 @@ func look(ctx context.Context, at *dated) (*survey, error) {
 			return nil, listing("the origin", err)
 		}
 	}
+	for _, id := range s.suspects {
+		if r := s.packs.find(id); r != nil {
+			r.state |= isSuspect
+		}
+	}
 	// What lies behind the records is of no space that is known.
 	for info, err := range at.List(ctx, "", strings.TrimSuffix(string(content.KeyRecords), "/")+"0") {
 		if err == nil {
@@ -107,12 +114,13 @@ func (s *survey) take(info bucket.Info, at *dated) error {
 			s.probes = append(s.probes, info.Key)
 		}
 	case content.KeyIndexes:
-		id, err := pack.CutKey(info.Key, space, path.Ext(info.Key)) // named like a pack
-		if err == nil {
-			s.scope(id.Scope())
-		}
+		ext := path.Ext(info.Key)
+		id, err := pack.CutKey(info.Key, space, ext) // named like a pack
 		if err != nil {
 			return fmt.Errorf("%s: %w: %w", info.Key, content.ErrUnknown, err)
+		}
+		if s.scope(id.Scope()); ext == index.SuspectSuffix {
+			s.suspects = append(s.suspects, id)
 		}
 	case content.KeyGarbage: // as read before
 	default:

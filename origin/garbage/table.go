@@ -38,6 +38,7 @@ const (
 	isGone                            // this run has deleted it
 	isShared                          // several roots need it, perhaps the same of it
 	isYoung                           // it was put less than GraceMin ago
+	isSuspect                         // somebody has found damage in it: what lives of it, and is right, goes elsewhere
 )
 
 func (s rowState) is(any rowState) bool { return s&any != 0 }

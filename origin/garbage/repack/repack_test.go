@@ -175,7 +175,7 @@ func (w *world) write(ctx context.Context, cfg Config, g Group, alive Alive) (Wr
 		cfg.May = func(context.Context) error { return nil }
 	}
 	if cfg.Least == nil {
-		cfg.Least = func(int64) int64 { return 0 }
+		cfg.Least = func(pack.ID, int64) int64 { return 0 }
 	}
 	return Write(ctx, cfg, g, alive)
 }
@@ -479,7 +479,7 @@ func TestWhatHardlyPaysStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := w.write(t.Context(), Config{Least: func(size int64) int64 { return size }}, g, alive)
+	out, err := w.write(t.Context(), Config{Least: func(_ pack.ID, size int64) int64 { return size }}, g, alive)
 	if err != nil || out.Packs > 0 || len(out.Left) != len(g.Packs) || slices.ContainsFunc(out.Left, func(l Left) bool { return !errors.Is(l.Err, content.ErrInvalid) }) {
 		t.Fatalf("%+v, %v", out, err)
 	}

@@ -42,7 +42,7 @@ type Config struct {
 	// taken to be there, or the store did not say. What is lost is put anew. nil is to ask nobody.
 	Secure func(ctx context.Context, keys []string) (lost []string, err error)
 	// Least is how many bytes of a pack of that size must be won for it to be written anew.
-	Least func(size int64) int64
+	Least func(id pack.ID, size int64) int64
 	// PackSize is the size at which a fresh pack is closed, in bytes; 0 is pack.SizeTarget.
 	PackSize int
 	// Now dates the packs.
@@ -152,7 +152,7 @@ func (w *writing) read(ctx context.Context, id pack.ID, frames Frames) (whole, e
 	})
 	switch won := p.size - int64(p.bytes+len(p.live)*pack.EntrySize); {
 	case err != nil || p.Moved != "":
-	case won < w.cfg.Least(p.size):
+	case won < w.cfg.Least(id, p.size):
 		err = fmt.Errorf("%w: %d bytes of %d would be won", content.ErrInvalid, won, p.size)
 	case len(p.live) == 0:
 		err = fmt.Errorf("%w: nothing of it is alive: it is to be deleted", content.ErrInvalid)

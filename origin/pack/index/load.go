@@ -168,7 +168,7 @@ func (l *loader) listObjects(ctx context.Context) (keys []string, _ error) {
 			if err != nil {
 				return nil, err
 			}
-			if id, err := pack.CutKey(info.Key, content.KeyIndexes, suspectSuffix); err == nil {
+			if id, err := pack.CutKey(info.Key, content.KeyIndexes, SuspectSuffix); err == nil {
 				if p := l.packs[id]; p != nil {
 					p.suspect = true
 				}

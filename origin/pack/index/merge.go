@@ -71,7 +71,7 @@ func (m *merge) list(ctx context.Context, scope content.Scope) error {
 		if err != nil {
 			return err
 		}
-		if id, err := pack.CutKey(info.Key, content.KeyIndexes, suspectSuffix); err == nil {
+		if id, err := pack.CutKey(info.Key, content.KeyIndexes, SuspectSuffix); err == nil {
 			if m.gone(id) {
 				m.suspects = append(m.suspects, info.Key)
 			}

@@ -165,7 +165,8 @@ func replaceCacheFile(cfg Config, packs []Pack, sources []string) error {
 
 // A mark lies beside the index objects, so that importers list both at once.
 const (
-	suspectSuffix = ".suspect"
+	// SuspectSuffix ends the key of a mark, behind the pack's ID.
+	SuspectSuffix = ".suspect"
 	suspectMagic  = "grange-suspect/1\n"
 )
 
@@ -174,7 +175,7 @@ const (
 // imported again is stored anew where it is damaged. A false mark costs them those reads and nothing else, so
 // whoever may write to the bucket may set one. It stays when there is one.
 func Suspect(ctx context.Context, to bucket.Bucket, id pack.ID) error {
-	if err := putOnce(ctx, to, string(content.KeyIndexes)+string(id)+suspectSuffix, []byte(suspectMagic)); err != nil {
+	if err := putOnce(ctx, to, string(content.KeyIndexes)+string(id)+SuspectSuffix, []byte(suspectMagic)); err != nil {
 		return fmt.Errorf("mark pack %s as suspect: %w", id, err)
 	}
 	return nil
