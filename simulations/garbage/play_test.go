@@ -32,7 +32,7 @@ const (
 // vanish and come back with what is on their disks. What was acknowledged is whole whenever it is quiet, and what is dead
 // is gone two runs later.
 func TestNothingThatLivesIsLost(t *testing.T) {
-	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(soak.Of(4, 2000)), "rapid.shrinktime": "1ns", "rapid.nofailfile": "true"} {
+	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(soak.Of(4, 1000)), "rapid.shrinktime": "1ns", "rapid.nofailfile": "true"} {
 		before := flag.Lookup(name).Value.String()
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
