@@ -158,7 +158,11 @@ func (p *process) mendVolume(ctx context.Context, name string) error {
 	d := p.disks[name]
 	p.s.mu.Unlock()
 	if d == nil {
-		return p.purge(ctx, name, false)
+		err := p.purge(ctx, name, false)
+		if errors.Is(err, content.Held) { // its record says that others name what it has, as somebody meant to
+			_, err = p.volumes.Share(ctx, name)
+		}
+		return err
 	}
 	d, err := p.open(ctx, name, "")
 	if err == nil {

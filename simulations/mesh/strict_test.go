@@ -8,6 +8,10 @@ import (
 	"github.com/grangemesh/grange/simulations/lab"
 )
 
+// manifestsMax is what the store sends of manifests for volumes that are made of an image, in bytes: who writes the record of
+// one looks whether all is there that it names. They are of a few hundred bytes each.
+const manifestsMax = 4 << 10
+
 // TestNoOriginFallback: a node that was told so reads an image from members alone. While
 // none has it, as its importer's cache was emptied, a warm fails and says
 // why, and the store sends nothing; then another node warms it, and it is had from there.
@@ -38,7 +42,7 @@ func TestNoOriginFallback(t *testing.T) {
 	before = store.Sent("packs/")
 	run(t, strict, "image", "warm", "disk")
 	readAll(t, []*lab.Node{strict}, "v", "disk", sum)
-	if got := store.Sent("packs/") - before; got > 0 {
+	if got := store.Sent("packs/") - before; got > manifestsMax {
 		t.Errorf("the store sent %d bytes of packs", got)
 	}
 	if image := get[api.Image](t, strict, "/api/images/disk"); image.Stored == 0 {
