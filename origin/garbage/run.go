@@ -257,7 +257,7 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 	}
 	group, deleting := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
-	gone := make([]int64, len(b.Delete))
+	gone := make([]object, len(b.Delete))
 	kept := 0
 	for i, key := range b.Delete {
 		o, there := r.marks.object(key)
@@ -271,16 +271,16 @@ func (r *run) carryOut(ctx context.Context, b Batch) error {
 		group.Go(func() error {
 			err := r.at.Delete(deleting, key)
 			if err == nil {
-				gone[i] = o.size
-				*o.state |= isGone
+				gone[i] = o
 			}
 			return err
 		})
 	}
 	err := group.Wait()
-	for _, size := range gone {
-		if size > 0 {
-			r.report.Deleted.Add(size)
+	for _, o := range gone { // noted here, as others are looked up meanwhile
+		if o.state != nil {
+			*o.state |= isGone
+			r.report.Deleted.Add(o.size)
 		}
 	}
 	r.cfg.Progress(Progress{Phase: "delete", Done: r.report.Deleted.Objects, Total: r.plan.going.Objects})
