@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,12 +113,12 @@ func TestACollectionAtEachRequest(t *testing.T) {
 				for at, reached := 0, true; reached; at += times * stride() {
 					bubble(t, func(s *stage, p, other *process) {
 						s.littered(p, other)
-						n := 0
+						var n atomic.Int64
 						s.fated(func(who *process, _ mem.Op, _ string) verdict {
 							if who != p {
 								return goes
 							}
-							if n++; n == at+1 {
+							if n.Add(1) == int64(at+1) {
 								for range times {
 									s.must(other.collect(context.Background(), 0.01))
 									s.pass(grace + time.Hour)
@@ -126,7 +127,7 @@ func TestACollectionAtEachRequest(t *testing.T) {
 							return goes
 						})
 						err := commit(p)
-						reached = n > at
+						reached = n.Load() > int64(at)
 						s.settled(p, commit, err)
 						s.whole("when it is committed", false)
 						other.collected(3)

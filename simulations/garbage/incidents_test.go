@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,9 +89,9 @@ func TestAHalfDoneBatch(t *testing.T) {
 			p.published("b", 4, 5)
 			p.removed("b")
 			p.collected(1)
-			n := 0
+			var n atomic.Int64
 			s.fated(func(who *process, _ mem.Op, _ string) verdict {
-				if n++; who == p && n > at {
+				if n.Add(1) > int64(at) && who == p {
 					return fails
 				}
 				return goes
