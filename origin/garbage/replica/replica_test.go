@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -326,12 +327,15 @@ func TestCommittedMeanwhile(t *testing.T) {
 // order notes what is put.
 type order struct {
 	bucket.Bucket
+	mu  *sync.Mutex // guards put
 	put *[]string
 }
 
 func (b order) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
 	info, err := b.Bucket.Put(ctx, key, body, cond)
 	if err == nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		*b.put = append(*b.put, key)
 	}
 	return info, err
@@ -343,7 +347,7 @@ func TestStubsAreCopied(t *testing.T) {
 	id := w.Packs(w.one)[0]
 	taker := w.Rewrite(id)
 	var put []string
-	r := w.copy(t, order{to, &put})
+	r := w.copy(t, order{to, new(sync.Mutex), &put})
 	put = slices.DeleteFunc(put, func(key string) bool { return !strings.HasPrefix(key, string(content.KeyPacks)) })
 	if first, last := slices.Index(put, taker.Key()), slices.Index(put, id.Key()); first < 0 || last < first || slices.Contains(put[last+1:], id.Key()) || r.Failed > 0 {
 		t.Fatalf("%v, want %s before %s: %+v", put, taker, id, r)
