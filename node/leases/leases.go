@@ -27,6 +27,9 @@ const (
 	// how soon after that has failed.
 	compareEvery = 10 * time.Minute
 	againAfter   = 30 * time.Second
+	// settleFor is how long after a start nothing is ended: what was read before may not be taken up again yet, and a node
+	// that dies then may be away for long.
+	settleFor = 15 * time.Second
 )
 
 // Want is content that is read here.
@@ -59,6 +62,7 @@ type Leases struct {
 
 	// What follows is Run's alone: what was wanted at the last comparison, when the next one is due though that is the same,
 	// and the names of the records whose content was not seen to be there since they were written.
+	began   time.Time // of Run
 	last    map[string]wanted
 	due     time.Time
 	doubted map[string]bool
@@ -85,6 +89,7 @@ func (l *Leases) Run(ctx context.Context) error {
 		return nil
 	}
 	tick := time.Tick(lookEvery)
+	l.began = l.cfg.Now()
 	for {
 		if err := l.look(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, content.ErrUnavailable) {
 			l.cfg.Log.Warn("what is read here may not be kept at the origin; that is tried again", "err", err)
@@ -108,8 +113,14 @@ func (l *Leases) look(ctx context.Context) error {
 	if l.last, l.due = want, l.cfg.Now().Add(compareEvery); err != nil {
 		l.due = l.cfg.Now().Add(againAfter)
 	}
+	if l.settling() {
+		l.due = l.began.Add(settleFor)
+	}
 	return err
 }
+
+// settling reports whether what is read here may not all be known yet.
+func (l *Leases) settling() bool { return l.cfg.Now().Sub(l.began) < settleFor }
 
 type wanted struct {
 	what string
@@ -155,7 +166,7 @@ func (l *Leases) compare(ctx context.Context, want map[string]wanted) error {
 		}
 	}
 	for name, r := range there {
-		if _, is := want[name]; is {
+		if _, is := want[name]; is || l.settling() {
 			continue
 		}
 		_, err := l.cfg.Commit(ctx, catalog.Change{Kind: content.KindLease, Name: name, Farm: r.Farm, Base: &r, Delete: true})

@@ -191,6 +191,27 @@ func TestLeasesAreOfWhatIsRead(t *testing.T) {
 	w.is(t, "a start that reads nothing")
 }
 
+// TestAStartEndsNothing: what was read before a start, and is not taken up again yet, keeps its lease for a while.
+func TestAStartEndsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.want = []Want{w.reads(t, "mount /b", 2)}
+	for _, step := range []struct {
+		when string
+		then func()
+		what []string
+	}{
+		{"it is read", func() {}, []string{"mount /b"}},
+		{"it is not taken up yet", func() { w.start(w.cfg.Self); w.began, w.want = w.clock, nil }, []string{"mount /b"}},
+		{"it never is", func() { w.clock = w.clock.Add(settleFor) }, nil},
+	} {
+		step.then()
+		if err := w.look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.is(t, step.when, step.what...)
+	}
+}
+
 // TestTheOriginIsAway when something begins to be read, or ends, or fails at each call, applied or not.
 func TestTheOriginIsAway(t *testing.T) {
 	w := newWorld(t)
