@@ -207,10 +207,11 @@ func Check(ctx context.Context, cfg Config) error {
 	if err := n.look(ctx); err != nil || n.fresh {
 		return errors.Join(err, n.tryFirst(ctx))
 	}
-	if _, err := n.name(); err != nil {
+	name, err := n.name()
+	if err != nil {
 		return err
 	}
-	state, _, err := n.entry().Enter(ctx)
+	state, _, err := n.entry(name).Enter(ctx)
 	if err == nil {
 		_, err = membership.Open(membership.Config{Dir: cfg.Dir, Identity: n.identity, Now: cfg.Now, Log: cfg.Log}, state)
 	}

@@ -31,7 +31,7 @@ func (n *Node) openMember(ctx context.Context) error {
 	if err := n.unlessAwaited("--name", err); err != nil {
 		return err
 	}
-	state, key, err := n.entry().Enter(ctx)
+	state, key, err := n.entry(name).Enter(ctx)
 	if err != nil {
 		return err
 	}
@@ -57,9 +57,9 @@ func (n *Node) name() (string, error) {
 	return membership.NameOr(n.cfg.Name, host)
 }
 
-func (n *Node) entry() membership.Entry {
+func (n *Node) entry(name string) membership.Entry {
 	return membership.Entry{
-		Dir: n.cfg.Dir, Join: n.cfg.Join, Farm: n.cfg.Farm, FarmDefault: FarmDefault, Origin: n.cfg.originURL(),
+		Dir: n.cfg.Dir, Name: name, Join: n.cfg.Join, Farm: n.cfg.Farm, FarmDefault: FarmDefault, Origin: n.cfg.originURL(),
 		Bootstrap: n.cfg.Bootstrap, Now: n.cfg.Now, Log: n.cfg.Log,
 	}
 }

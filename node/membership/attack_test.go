@@ -28,7 +28,7 @@ func TestAUsedTokenForItsOwner(t *testing.T) {
 			t.Fatal(err)
 		}
 		thief := identity.PeerID(trust.NewPrivateKey().Public())
-		body, err := admin.codec.Marshal(redeemRequest{token.Invite, owner.Public()})
+		body, err := admin.codec.Marshal(redeemRequest{token.Invite, owner.Public(), ""})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,6 +27,8 @@ const joinTimeout = 60 * time.Second
 // Entry is how a member comes into its mesh.
 type Entry struct {
 	Dir string
+	// Name is what this node calls itself.
+	Name string
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
 	// Farm is asked for by name; FarmDefault is that of a founder that asks for none.
@@ -169,7 +171,7 @@ func (e Entry) join(ctx context.Context) (State, error) {
 	var got papers
 	var at string
 	err = Visitor{e.identity, verifier, e.Now, e.Log}.Visit(ctx, func(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange) (err error) {
-		got, at, err = redeemAt(ctx, door{s, x}, redeemRequest{token.Invite, e.identity.Public()}, slices.Concat(token.Bootstrap, e.Bootstrap))
+		got, at, err = redeemAt(ctx, door{s, x}, redeemRequest{token.Invite, e.identity.Public(), e.Name}, slices.Concat(token.Bootstrap, e.Bootstrap))
 		return err
 	})
 	if err != nil {
@@ -221,6 +223,9 @@ func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got papers) (
 	roll := newRoll(filepath.Join(e.Dir, rollFile))
 	for i := range got.Chain[1:] {
 		roll.vouch(got.Chain[1+i:], e.Now())
+	}
+	if by, err := verifier.Verify(got.By, e.Now()); err == nil { // it may be gone before it is met again
+		roll.heard(got.By, got.Name, by.Key, e.Now(), e.Now())
 	}
 	if err := roll.save(); err != nil {
 		return State{}, err

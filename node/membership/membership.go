@@ -332,6 +332,8 @@ func Answer[Q, A any](codec *content.Codec, body []byte, fn func(Q) (A, error)) 
 type redeemRequest struct {
 	Invite  trust.Invite    `cbor:"invite"`
 	Subject trust.PublicKey `cbor:"subject"`
+	// Name is what the newcomer calls itself.
+	Name string `cbor:"name"`
 }
 
 // papers are what a member is one with, and an admin's word that the secrets are those.
@@ -339,6 +341,9 @@ type papers struct {
 	Chain    trust.Chain   `cbor:"chain"`
 	Secrets  trust.Secrets `cbor:"secrets"`
 	Rotation []byte        `cbor:"rotation"`
+	// By and Name are the admin's that has answered a newcomer.
+	By   trust.Chain `cbor:"by"`
+	Name string      `cbor:"name"`
 }
 
 // rotation is the one that the secrets are of, for a member of that identity.
@@ -382,8 +387,8 @@ func (m *Membership) redeem(from peer.ID, q redeemRequest) (r papers, err error)
 			return r, err
 		}
 	}
-	r.Chain = chain
-	m.roll.proved(chain, "", now)
+	r.Chain, r.By, r.Name = chain, m.State().Chain, m.cfg.Name
+	m.roll.proved(chain, q.Name, now)
 	m.cfg.Log.Info("a member joined", "peer", from, "role", id.Role, "farm", id.Farm)
 	return r, nil
 }

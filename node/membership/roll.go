@@ -135,7 +135,7 @@ func (r *roll) proved(chain trust.Chain, name string, now time.Time) {
 		r.changed = true
 		e.certify(chain, now.UnixNano())
 	}
-	if name = cleanName(name); name != e.Name {
+	if name = cleanName(name); name != "" && name != e.Name {
 		e.Name, r.changed = name, true
 	}
 	e.Seen, r.touched = max(e.Seen, now.UnixMilli()), true
@@ -148,7 +148,10 @@ func (r *roll) heard(chain trust.Chain, name string, by trust.PublicKey, seen, n
 	defer r.mu.Unlock()
 	e, had := r.all[chain[0].Subject]
 	if !had {
-		e.Chain, e.Name, r.changed = chain, cleanName(name), true
+		e.Chain, r.changed = chain, true
+	}
+	if name = cleanName(name); e.Name == "" && name != "" { // what it calls itself to this member goes before that
+		e.Name, r.changed = name, true
 	}
 	own := slices.ContainsFunc(chain[1:], func(c trust.Certificate) bool { return c.Subject == by })
 	if len(e.Met) == 0 && !own && chain[0].Sum() == e.Chain[0].Sum() {

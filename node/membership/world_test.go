@@ -46,6 +46,20 @@ func newWorld(t *testing.T) *world {
 	return &world{t: t, nodes: map[peer.ID]*node{}, cut: map[peer.ID]bool{}}
 }
 
+// TestNamesComeWithThePapers: who has joined, and who let it in, know each other's names before they meet again.
+func TestNamesComeWithThePapers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.found("first", "alpha")
+		second := w.join(first, "second", trust.RoleAdmin, "alpha")
+		for n, who := range map[*node]string{first: "second", second: "first"} {
+			if x, err := findMember(n.Members(t.Context()), who); err != nil || x.Name != who {
+				t.Errorf("%s: %+v, %v", who, x, err)
+			}
+		}
+	})
+}
+
 func (w *world) entry(key trust.PrivateKey, dir, farm string) Entry {
 	return Entry{Dir: dir, identity: key, Farm: farm, FarmDefault: "main", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
 }
@@ -77,7 +91,7 @@ func (w *world) join(by *node, name string, role trust.Role, farm string) *node 
 
 // redeem shows a token's invite to by, as a stranger does.
 func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name string) (*node, error) {
-	body, err := by.codec.Marshal(redeemRequest{token.Invite, key.Public()})
+	body, err := by.codec.Marshal(redeemRequest{token.Invite, key.Public(), name})
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,10 @@ const (
 // takes a store, or this host, that stood still for longer than the grace.
 const goneTries = 3
 
+// overtakenTries is how often a fold builds on what it has for the record: the one before may have
+// written another, and not have learnt that.
+const overtakenTries = 2
+
 // Config is what a Fold is built from.
 type Config struct {
 	Journal Journal
@@ -149,8 +153,14 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 		f.end = &through
 	}()
 	f.cfg.At(StepSealed)
-	if err = f.settle(ctx, store); err == nil {
-		err = f.move(ctx, store, through, want)
+	for range overtakenTries {
+		was := f.cfg.Record()
+		if err = f.settle(ctx, store); err == nil {
+			err = f.move(ctx, store, through, want)
+		}
+		if now := f.cfg.Record(); !errors.Is(err, content.ErrConflict) || now.Base == was.Base && slices.Equal(now.Segments, was.Segments) {
+			break
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("fold: %w", err)
