@@ -18,7 +18,7 @@ import (
 	"github.com/digitalocean/go-qemu/qmp"
 
 	"github.com/grangemesh/grange/node/cache"
-	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/setup"
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/state"
 	disks "github.com/grangemesh/grange/node/volumes/terms"
@@ -140,7 +140,7 @@ func blockdevOf(device string) (string, error) {
 }
 
 // reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
-const reconnectSeconds = int(fetch.IOTimeoutDefault / time.Second)
+const reconnectSeconds = int(setup.IOTimeoutDefault / time.Second)
 
 // option is a path in an option of the emulator, and quoted is one in a command of a shell.
 func option(path string) string { return strings.ReplaceAll(path, ",", ",,") }
