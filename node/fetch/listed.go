@@ -15,8 +15,11 @@ import (
 // Part is what is wanted of one run, and is not here.
 type Part = object.Part
 
-// Record has t told of each chunk that guests read by this handle, until it is told otherwise; nil ends that.
+// Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
+
+// Trace is what Record was given last; nil for nothing.
+func (m *Image) Trace() *touch.Trace { return m.trace.Load() }
 
 func (m *Image) touched(index uint64) {
 	if t := m.trace.Load(); t != nil {

@@ -6,13 +6,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
-	// Max is how many chunks a Trace keeps: 256 MiB of a disk, many times what a system reads until it is up. Who reads more
-	// copies.
-	Max = 2048
+	// Max is how many chunks a Trace keeps: as many as a list has. Who reads more copies.
+	Max = catalog.BootChunksMax
 	// Least is how few are no boot yet: a host looks at each disk that it comes by, for tables of partitions and file systems.
 	Least = 24
 	// quietFor is how long after the last new chunk a boot is over: longer than systems pause in one, where nothing but the
@@ -26,6 +26,7 @@ const (
 type Trace struct {
 	leaves []atomic.Pointer[leaf]
 	begun  func()
+	ended  atomic.Bool
 
 	mu          sync.Mutex // guards what follows
 	order       []uint64
@@ -43,6 +44,9 @@ func New(chunks uint64, begun func()) *Trace {
 
 // Touch notes that a chunk of the image was read.
 func (t *Trace) Touch(index uint64) {
+	if t.ended.Load() {
+		return
+	}
 	word, bit := index%content.MapFanout/64, uint64(1)<<(index%64)
 	l := t.leaves[index/content.MapFanout].Load()
 	if l != nil && l[word].Load()&bit != 0 {
@@ -70,6 +74,9 @@ func (t *Trace) Touch(index uint64) {
 	}
 	t.order = append(t.order, index)
 }
+
+// End has nothing more be noted.
+func (t *Trace) End() { t.ended.Store(true) }
 
 // Has reports whether a chunk was touched.
 func (t *Trace) Has(index uint64) bool {
