@@ -72,7 +72,7 @@ type Config struct {
 	// and where no kind is said of volumes.
 	NoOrigin []follow.Pattern
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
-	// fetch.IOTimeoutDefault.
+	// setup.IOTimeoutDefault.
 	IOTimeout time.Duration
 	// NBD opens what volumes are served on over NBD, of which the first listener is told
 	// to clients; nil is a socket in Dir.

@@ -3,7 +3,6 @@ package catalog
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -73,7 +72,9 @@ func TestGoldenBodies(t *testing.T) {
 	c := content.NewCodec()
 	tag := goldenImage(t)
 	tag.Target, tag.Lineage = "debian-12", []content.CID{}
-	for name, i := range map[string]Image{"image": goldenImage(t), "tag": tag} {
+	listed := goldenImage(t)
+	listed.Boot = goldenBoot(t)
+	for name, i := range map[string]Image{"image": goldenImage(t), "tag": tag, "image.boot": listed} {
 		b, err := i.Encode(c)
 		if err != nil {
 			t.Fatal(err)
@@ -136,7 +137,13 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	}
 	h := head(t, content.Farm(farm))
 	codec := content.NewCodec()
-	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long, true}.Encode(codec)
+	list := scattered(t).Fit()
+	root, err := h.Root.Encode(codec)
+	if size := len(list.encode()); err != nil || size < BootSizeMax-4 {
+		t.Fatalf("the largest list takes %d bytes, %v", size, err)
+	}
+	list.Root = root.CID()
+	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long, true, list}.Encode(codec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,6 +181,9 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: farm, Body: image}, {Kind: content.KindVolume, Name: long, Farm: farm, Body: volume}, {Kind: content.KindInstance, Name: long, Farm: farm, Body: instance}, {Kind: content.KindSnapshot, Name: numbered, Farm: farm, Body: snapshot}} {
 		r := commit(t, c, ch)
 		t.Logf("the largest %s takes %d bytes", ch.Kind, len(r.Sealed))
+		if _, err := Describe(codec, r.Envelope); err != nil {
+			t.Errorf("the largest %s: %v", ch.Kind, err)
+		}
 	}
 }
 
@@ -223,7 +233,7 @@ func TestBadBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := imageWire{imageMagic, h, i}
+		w := imageWire{Magic: imageMagic, Encoded: h, Image: i}
 		spoil(&w)
 		b, err := c.Marshal(w)
 		if err != nil {
@@ -293,7 +303,7 @@ func TestPolicies(t *testing.T) {
 }
 
 func FuzzDecodeImage(f *testing.F) {
-	golden.Seeds(f, "image", "tag")
+	golden.Seeds(f, "image", "tag", "image.boot")
 	c := content.NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		i, err := DecodeImage(c, b)
@@ -307,8 +317,9 @@ func FuzzDecodeImage(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if back, err := DecodeImage(c, again); err != nil || fmt.Sprint(back) != fmt.Sprint(i) {
-			t.Fatalf("%+v came back as %+v, %v", i, back, err)
+		back, err := DecodeImage(c, again)
+		if twice, failed := back.Encode(c); err != nil || failed != nil || !bytes.Equal(again, twice) || !reflect.DeepEqual(back.Boot, i.Boot) {
+			t.Fatalf("%+v came back as %+v, %v, %v", i, back, err, failed)
 		}
 	})
 }

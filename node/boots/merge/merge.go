@@ -26,9 +26,8 @@ type wanted struct {
 
 // Merge makes the list of a root of what its boots have touched, each in the order of first touch: the union, by the earliest
 // rank of each chunk in any of them. A trace that is empty, or longer than catalog.BootChunksMax, is of no boot and left out,
-// and so are those behind the first catalog.BootRunsMax; nil says that none is left. What does not fit the bounds of a list is
-// left out too: what is wanted last first, and of what is wanted at the same time what the fewest have touched. Whether the
-// root has such chunks is for the caller to know.
+// and so are those behind the first catalog.BootRunsMax; nil says that none is left. What a record has no room for is left out
+// too, see catalog.Boot.Fit. Whether the root has such chunks, and what they take, is for the caller to know.
 func Merge(root content.CID, now time.Time, traces [][]uint64) *catalog.Boot {
 	runs, all := union(traces)
 	if runs == 0 {
@@ -38,8 +37,7 @@ func Merge(root content.CID, now time.Time, traces [][]uint64) *catalog.Boot {
 	for part := range slices.Chunk(all, catalog.BootStageMax) {
 		b.Stages = append(b.Stages, stages(part)...)
 	}
-	b.Fit()
-	return b
+	return b.Fit()
 }
 
 // union returns how many of the traces are of boots, and what enough of them have touched, in the order in which that is wanted.

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/setup"
 )
 
 const (
@@ -23,7 +23,7 @@ const (
 	// cpusDefault is what a machine has of which nothing is said.
 	cpusDefault = 1
 	// reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
-	reconnectSeconds = int(fetch.IOTimeoutDefault / time.Second)
+	reconnectSeconds = int(setup.IOTimeoutDefault / time.Second)
 )
 
 // Machine is what all machines have in common.
