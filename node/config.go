@@ -126,3 +126,20 @@ func (c Config) originURL() string {
 	}
 	return "file://" + filepath.ToSlash(filepath.Join(c.Dir, "origin"))
 }
+
+// services are what a node does beside passing on what it has of others' content.
+type services struct {
+	// origin is opened, with the credentials of this host: what a node without one knows of names, and all chunks, it has
+	// from members, and it publishes nothing, neither for itself nor for others.
+	origin bool
+	// volumes are served to this host, trees shown, and instances run; without, the node's Volumes and the like are nil.
+	volumes bool
+}
+
+// servicesOf is where a role chooses.
+func servicesOf(role trust.Role) services {
+	if role == trust.RoleSeed {
+		return services{}
+	}
+	return services{origin: true, volumes: true}
+}

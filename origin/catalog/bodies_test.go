@@ -54,10 +54,22 @@ func goldenVolume(t testing.TB) Volume {
 	segments[1].Tails = 2
 	return Volume{
 		ID: own, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Epoch: 7, Incarnation: 1 << 63, Holder: trust.PublicKey{31: 9}, State: Attached,
-		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments, time.Time{}},
+		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments, nil, time.Time{}},
 		Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
 		IOPS: 1000, Rate: 100 << 20, FsUsed: 1 << 30, FoldedAt: time.UnixMilli(1_795_000_000_123),
 	}
+}
+
+// hotVolume has few segments, and a list.
+func hotVolume(t testing.TB) Volume {
+	v := goldenVolume(t)
+	root, err := v.Head.Root.Encode(content.NewCodec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Segments, v.Shared = v.Segments[:1], 0
+	v.Hot = &Boot{Root: root.CID(), Runs: 1, Made: 1_795_000_000, Stages: []BootStage{{Share: 1, Chunks: []uint64{1, 2, 3, 70}}, {Share: 1, Chunks: []uint64{0, 9}}}}
+	return v
 }
 
 func goldenSnapshot(t testing.TB) Snapshot {
@@ -85,7 +97,7 @@ func TestGoldenBodies(t *testing.T) {
 		}
 	}
 	blank := Volume{ID: content.VolumeID{1}, Size: 512, Policy: PolicyLocal, State: Released}
-	for name, v := range map[string]Volume{"volume": goldenVolume(t), "volume.blank": blank} {
+	for name, v := range map[string]Volume{"volume": goldenVolume(t), "volume.blank": blank, "volume.hot": hotVolume(t)} {
 		b, err := v.Encode(c)
 		if err != nil {
 			t.Fatal(err)
@@ -137,7 +149,7 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	}
 	h := head(t, content.Farm(farm))
 	codec := content.NewCodec()
-	list := scattered(t).Fit()
+	list := scattered(t).Fit(BootSizeMax)
 	root, err := h.Root.Encode(codec)
 	if size := len(list.encode()); err != nil || size < BootSizeMax-4 {
 		t.Fatalf("the largest list takes %d bytes, %v", size, err)

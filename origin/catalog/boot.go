@@ -101,9 +101,9 @@ func (b *Boot) Only(is func(chunk uint64) bool) *Boot {
 	return out
 }
 
-// Fit returns as much of a list as a record has room for: what the fewest runs read goes first, and of that
+// Fit returns as much of a list as so many bytes have room for, BootSizeMax at most: what the fewest runs read goes first, and of that
 // what is wanted last. Stages are as those of a record but for how many there are.
-func (b *Boot) Fit() *Boot {
+func (b *Boot) Fit(size int) *Boot {
 	var order []uint64 // in which they go
 	stages := slices.Clone(b.Stages)
 	slices.Reverse(stages)
@@ -123,7 +123,7 @@ func (b *Boot) Fit() *Boot {
 	least := max(0, len(order)-BootChunksMax)
 	return without(least + sort.Search(len(order)-least, func(n int) bool {
 		rest := without(least + n)
-		return rest == nil || len(rest.encode()) <= BootSizeMax
+		return rest == nil || len(rest.encode()) <= size
 	}))
 }
 

@@ -50,7 +50,7 @@ func TestGoldenBoot(t *testing.T) {
 	if none.Chunks() != 0 {
 		t.Error("no list has chunks")
 	}
-	if fit := b.Fit(); !reflect.DeepEqual(fit, b) {
+	if fit := b.Fit(BootSizeMax); !reflect.DeepEqual(fit, b) {
 		t.Errorf("%+v was made to fit as %+v", b, fit)
 	}
 	want := boot(t, 3, BootStage{3, []uint64{0, 2, 70}}, BootStage{3, []uint64{8}})
@@ -180,7 +180,7 @@ func TestPropertyBoots(t *testing.T) {
 			}
 		}
 		list.Stored = uint64(list.Chunks()) * rapid.Uint64Range(0, content.ChunkSizeDefault).Draw(t, "stored")
-		image.Boot = list.Fit()
+		image.Boot = list.Fit(BootSizeMax)
 		b, err := image.Encode(c)
 		if err != nil {
 			t.Fatal(err)
@@ -204,7 +204,7 @@ func TestPropertyBoots(t *testing.T) {
 				t.Fatalf("a stage of share %d stays, and of one of %d something went", s.Share, lost)
 			}
 		}
-		if again := image.Boot.Fit(); !reflect.DeepEqual(again, image.Boot) {
+		if again := image.Boot.Fit(BootSizeMax); !reflect.DeepEqual(again, image.Boot) {
 			t.Fatalf("%+v does not fit as it is", image.Boot)
 		}
 		if more := len(kept) + 1; lost > 0 && more <= BootChunksMax {

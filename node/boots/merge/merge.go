@@ -37,7 +37,7 @@ func Merge(root content.CID, now time.Time, traces [][]uint64) *catalog.Boot {
 	for part := range slices.Chunk(all, catalog.BootStageMax) {
 		b.Stages = append(b.Stages, stages(part)...)
 	}
-	return b.Fit()
+	return b.Fit(catalog.BootSizeMax)
 }
 
 // union returns how many of the traces are of boots, and what enough of them have touched, in the order in which that is wanted.
