@@ -86,7 +86,7 @@ func ways() []way {
 	return []way{
 		{"1 ms", netns.Line{Rate: 1e9 / 8, Delay: 500 * time.Microsecond}},
 		{"60 ms", netns.Line{Rate: 1e9 / 8, Delay: 30 * time.Millisecond}},
-		{"60 ms, 100 Mbit/s", netns.Line{Rate: 100e6 / 8, Delay: 30 * time.Millisecond}},
+		{"60 ms 100 Mbit", netns.Line{Rate: 100e6 / 8, Delay: 30 * time.Millisecond}},
 	}
 }
 
