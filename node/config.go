@@ -72,7 +72,7 @@ type Config struct {
 	// and where no kind is said of volumes.
 	NoOrigin []follow.Pattern
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
-	// fetch.IOTimeoutDefault.
+	// setup.IOTimeoutDefault.
 	IOTimeout time.Duration
 	// NBD opens what volumes are served on over NBD, of which the first listener is told
 	// to clients; nil is a socket in Dir.
@@ -125,4 +125,21 @@ func (c Config) originURL() string {
 		return c.Origins[0]
 	}
 	return "file://" + filepath.ToSlash(filepath.Join(c.Dir, "origin"))
+}
+
+// services are what a node does beside passing on what it has of others' content.
+type services struct {
+	// origin is opened, with the credentials of this host: what a node without one knows of names, and all chunks, it has
+	// from members, and it publishes nothing, neither for itself nor for others.
+	origin bool
+	// volumes are served to this host, trees shown, and instances run; without, the node's Volumes and the like are nil.
+	volumes bool
+}
+
+// servicesOf is where a role chooses.
+func servicesOf(role trust.Role) services {
+	if role == trust.RoleSeed {
+		return services{}
+	}
+	return services{origin: true, volumes: true}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -55,7 +56,7 @@ func (n *Node) keepHeld(ctx context.Context) error {
 
 // saidOf is what the record of a volume says to a holder, for sure.
 func (n *Node) saidOf(ctx context.Context, name string) (holders.Said, error) {
-	r, err := registry{n.Names, n.Farm()}.SureVolume(ctx, name)
+	r, err := (records.OfVolumes{Names: n.Names, Farm: n.Farm()}).SureVolume(ctx, name)
 	if r.Tombstone && errors.Is(err, content.ErrNotFound) {
 		return holders.Said{Version: r.Version}, nil
 	}

@@ -8,8 +8,6 @@ import (
 
 	"github.com/grangemesh/grange/node/instance"
 	"github.com/grangemesh/grange/node/records"
-	"github.com/grangemesh/grange/origin/catalog"
-	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -54,7 +52,7 @@ func (n *Node) openInstances(context.Context) (err error) {
 		Dir: cmp.Or(c.Dir, filepath.Join(n.cfg.Dir, "instances")), First: cmp.Or(c.First, firstPort), Last: cmp.Or(c.Last, lastPort),
 		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits, Cgroup: c.Cgroup,
 		Self: n.identity.Public(), Farm: n.Farm(), Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() },
-		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Lower: c.Lower, Registry: workloads{n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Lower: c.Lower, Registry: records.OfInstances{Names: n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }
@@ -65,25 +63,4 @@ func (n *Node) runInstances(ctx context.Context) error {
 		return nil
 	}
 	return n.Instances.Run(ctx)
-}
-
-// workloads is the instance.Registry of this node.
-type workloads struct{ names *records.Names }
-
-func (x workloads) Instance(ctx context.Context, name string) (catalog.Record, error) {
-	k, err := x.names.Lookup(ctx, content.KindInstance, name, true)
-	return k.Record, err
-}
-
-func (x workloads) Instances(ctx context.Context) []catalog.Record {
-	return listed(ctx, x.names, content.KindInstance, "")
-}
-
-func (x workloads) Commit(ctx context.Context, name string, base *catalog.Record, farm string, body []byte) (catalog.Record, error) {
-	return x.names.Commit(ctx, catalog.Change{Kind: content.KindInstance, Name: name, Farm: farm, Base: base, Body: body})
-}
-
-func (x workloads) Delete(ctx context.Context, base catalog.Record) error {
-	_, err := x.names.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
-	return err
 }

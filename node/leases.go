@@ -11,7 +11,7 @@ func (n *Node) openLeases(context.Context) error {
 	n.leases = leases.New(leases.Config{
 		Self: n.identity.Public(), Farm: n.Farm(), Wanted: n.reads, Commit: n.Names.Commit,
 		Origin: func() bool { state := n.origin.now().state; return state == originOK || state == originNone }, // else a member writes them
-		List:   registry{names: n.Names}.list,
+		List:   n.Names.All,
 		Codec:  n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/boots"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
@@ -35,23 +36,6 @@ import (
 // stopTimeout bounds what a stop waits for.
 const stopTimeout = 15 * time.Second
 
-// services are what a node does beside passing on what it has of others' content.
-type services struct {
-	// origin is opened, with the credentials of this host: what a node without one knows of names, and all chunks, it has
-	// from members, and it publishes nothing, neither for itself nor for others.
-	origin bool
-	// volumes are served to this host, trees shown, and instances run; without, the node's Volumes and the like are nil.
-	volumes bool
-}
-
-// servicesOf is where a role chooses.
-func servicesOf(role trust.Role) services {
-	if role == trust.RoleSeed {
-		return services{}
-	}
-	return services{origin: true, volumes: true}
-}
-
 // Node is one member. Use: New, then Run.
 type Node struct {
 	Operations *operations.Operations
@@ -62,6 +46,7 @@ type Node struct {
 	Instances  *instance.Hub    // nil in a seed
 	leases     *leases.Leases   // nil in a seed
 	Membership *membership.Membership
+	Boots      *boots.Boots
 	Upkeep     *upkeep.Upkeep
 	cfg        Config
 	codec      *content.Codec
@@ -107,7 +92,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	if serves.origin {
 		steps = append(steps, func(ctx context.Context) error { return n.unlessAwaited("its origin", n.origin.open(ctx)) })
 	}
-	steps = append(steps, n.begin, n.openFarm, n.openNames, n.openUpkeep)
+	steps = append(steps, n.begin, n.openFarm, n.openBoots, n.openNames, n.openUpkeep)
 	if serves.volumes {
 		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances, n.openLeases)
 	}
@@ -153,7 +138,7 @@ func (n *Node) openNames(context.Context) (err error) {
 	}
 	n.undo = append(n.undo, n.Names.Close)
 	n.Images = images.New(images.Config{
-		Dir: n.cfg.Dir, Names: n.Names, Fetcher: n.fetch, Cache: n.cache, Operations: n.Operations,
+		Dir: n.cfg.Dir, Names: n.Names, Fetcher: n.fetch, Boots: n.Boots, Cache: n.cache, Operations: n.Operations,
 		Self: n.swarm.ID().String(), Follow: n.cfg.Follow, Matching: n.matching, Mesh: n.meshSize, Farm: n.farmMates, Call: n.callID, Holder: n.holder,
 		Readable: n.origin.readable, Writable: n.origin.writable, Suspect: n.origin.suspect, Target: n.origin.beside,
 		Signer: n.signer, Verifier: n.verifier, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
@@ -193,7 +178,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, n.leases.Run, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Boots.Run, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, n.leases.Run, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -236,7 +221,7 @@ func (n *Node) runOperations(ctx context.Context) error {
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
-	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), []prometheus.Collector{seen{n}})
+	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), n.Boots.Collectors(), []prometheus.Collector{seen{n}})
 	if n.farm != nil {
 		out = append(out, n.farm.Collectors()...)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/fetch/touch"
 	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -25,7 +26,10 @@ type Image struct {
 	f     *Fetcher
 	rs    atomic.Pointer[rootState] // by which head it is read, for now
 	bytes tally.Counters
+	spent tally.Counters // nanoseconds that guests have waited for what came from there
 	ahead readahead.Window
+	trace atomic.Pointer[touch.Trace] // nil while nothing is recorded
+	lists atomic.Int32                // lists that are brought in: what else the guest is going to read they say
 	waits patience.Waits
 	// strict is the name for which nobody is to read the origin; "" where they may.
 	strict string
@@ -101,6 +105,7 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	if !m.f.cfg.Cache.TryReadAt(id, p, off) {
 		return false
 	}
+	m.touched(index)
 	m.countCached(p)
 	return true
 }
@@ -129,7 +134,7 @@ func (m *Image) ReadInTurn(ctx context.Context, index uint64, off int, p []byte)
 
 func (m *Image) readChunk(ctx context.Context, priority exchange.Priority, index uint64, off int, p []byte) error {
 	leaf := m.rs.Load().leaf(index)
-	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
+	if leaf != nil && m.readHere(index, leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
 	how := m.by(priority)
@@ -138,15 +143,16 @@ func (m *Image) readChunk(ctx context.Context, priority exchange.Priority, index
 	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
-	m.noteSlow(r, err)
+	m.note(r, err)
 	return err
 }
 
-func (m *Image) readHere(id content.CID, off int, p []byte) bool {
+func (m *Image) readHere(index uint64, id content.CID, off int, p []byte) bool {
 	if id.IsHole() {
 		clear(p)
 		return true
 	}
+	m.touched(index)
 	if m.f.cfg.Cache.ReadAt(id, p, off) != nil {
 		return false
 	}
@@ -172,7 +178,7 @@ func (r *chunkRead) read(ctx context.Context, rs *rootState) error {
 	how := r.how
 	how.trail = &r.Trail
 	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
-	if err != nil || !(r.looked && ok) && m.readHere(o.ID, off, p) { // the zero object is a hole
+	if err != nil || !(r.looked && ok) && m.readHere(r.index, o.ID, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
@@ -213,7 +219,7 @@ func (m *Image) count(fl *flight) {
 // runAhead asks for a run, in one map node. A full cache would not keep it.
 func (m *Image) runAhead(run readahead.Run) {
 	rs := m.rs.Load()
-	if run.From >= rs.shape.Chunks || m.f.cfg.Cache.Full() {
+	if run.From >= rs.shape.Chunks || m.f.cfg.Cache.Full() || m.lists.Load() > 0 {
 		return
 	}
 	node := run.From / content.MapFanout
@@ -236,11 +242,8 @@ func (m *Image) runAhead(run readahead.Run) {
 func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
 	var objects []object.Object
 	for i := from; i < end && leaf != nil; i++ {
-		e := int(i % content.MapFanout)
-		id := leaf.Node.Entry(e)
-		at, ok := leaf.Page.Child(e)
-		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object.Object{Pos: content.Chunk(i), ID: id, At: at, Reach: rs.reach()})
+		if o, ok := leaf.chunk(i, rs.reach()); ok && !m.f.cfg.Cache.Has(o.ID) {
+			objects = append(objects, o)
 		}
 	}
 	if len(objects) == 0 {
@@ -325,11 +328,6 @@ func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bo
 	}
 }
 
-// IOTimeoutDefault is how long a guest's read waits for its bytes: longer than a store
-// is away that is restarted, shorter than the patience of who looks at a machine that
-// stands still.
-const IOTimeoutDefault = 5 * time.Minute
-
 // OriginBack has the reads that wait ask again at once: the origin answers again.
 func (f *Fetcher) OriginBack() { f.back.Ring() }
 
@@ -342,6 +340,9 @@ func (m *Image) Waiting() Waiting {
 	w.Timeout = m.f.cfg.IOTimeout
 	return w
 }
+
+// Spent returns how long single reads of guests have waited by this handle for what came from each source, in all.
+func (m *Image) Spent() map[string]float64 { return m.spent.Now().Seconds() }
 
 // mayCome reports whether what failed so may come right. A climb that was final is
 // content.ErrCorrupt or content.ErrNotFound instead.

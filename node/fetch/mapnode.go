@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"fmt"
+	"iter"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/narrow"
@@ -26,6 +27,13 @@ type mapNode struct {
 }
 
 func nodeKey(p content.Pos) uint64 { return uint64(p.Level)<<48 | p.Index }
+
+// chunk returns the object of a chunk that a leaf names; false for a hole.
+func (n *mapNode) chunk(index uint64, reach cache.Reach) (object.Object, bool) {
+	i := int(index % content.MapFanout)
+	at, ok := n.Page.Child(i)
+	return object.Object{Pos: content.Chunk(index), ID: n.Node.Entry(i), At: at, Reach: reach}, ok && !n.Node.Entry(i).IsHole()
+}
 
 // leaf returns the map node that names a chunk, if it is in memory.
 func (rs *rootState) leaf(index uint64) *mapNode {
@@ -87,15 +95,21 @@ func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object.Object, ho
 // the 16,384 of 2 TiB, where each takes 10 ms, in 3 s instead of 160.
 const mapAhead = 64
 
-// readMapAhead asks for a row of leaves side by side, when the first of them is due and
-// not here, and waits for them. What fails is left to who reads it.
+// readMapAhead asks for a row of leaves, when the first of them is due and not here.
 func (m *Image) readMapAhead(ctx context.Context, n, end uint64) {
-	f, rs := m.f, m.rs.Load()
-	if n%mapAhead != 0 || rs.nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) != nil {
-		return
+	if n%mapAhead == 0 && m.rs.Load().nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) == nil {
+		m.readLeaves(ctx, func(yield func(uint64) bool) {
+			for end = min(end, n+mapAhead); n < end && yield(n); n++ {
+			}
+		})
 	}
+}
+
+// readLeaves asks for leaves side by side, and waits for them. What fails is left to who reads it.
+func (m *Image) readLeaves(ctx context.Context, leaves iter.Seq[uint64]) {
+	f, rs := m.f, m.rs.Load()
 	var due []object.Object
-	for end = min(end, n+mapAhead); n < end; n++ {
+	for n := range leaves {
 		p := content.Pos{Level: 1, Index: n}
 		pair, ok, err := f.pair(ctx, rs, p, m.by(exchange.PriorityGuest))
 		if err != nil {

@@ -108,7 +108,7 @@ func (j *job) await(ctx context.Context, reads []*read) error {
 // claimed nor in the cache is to be read.
 func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
 	var more []object.Object
-	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && !j.f.cfg.Cache.Full() { // which would not keep them
+	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && !j.how.exact && !j.f.cfg.Cache.Full() { // which would not keep them
 		more = j.neighbours()
 	}
 	left := j.left()
@@ -160,10 +160,9 @@ func (j *job) neighbours() []object.Object {
 	}
 	var out []object.Object
 	for i := range leaf.Page.Len() {
-		at, ok := leaf.Page.Child(i)
-		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] {
-			met[id] = true
-			out = append(out, object.Object{Pos: up.Child(i), ID: id, At: at, Reach: reach})
+		if o, ok := leaf.chunk(up.Child(i).Index, reach); ok && o.At.Run() == j.run && !met[o.ID] {
+			met[o.ID] = true
+			out = append(out, o)
 		}
 	}
 	return out

@@ -26,18 +26,6 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-// Root is what a record says of content: checked by its reader.
-type Root struct {
-	Head pack.Head
-	// Lineage are the roots before it, the nearest first; who holds one of them may
-	// hold chunks.
-	Lineage []content.CID
-	// Envelope is the sealed record, for members that have not met the root.
-	Envelope []byte
-	// As are the names that it is read by, for Config.NoOrigin.
-	As []content.Ref
-}
-
 // rootState is what this node knows of a root by one head. The CID of a root covers
 // neither scope nor pages: another record may name the same root and say otherwise of
 // them, which then harms only those who read by that record.
@@ -275,6 +263,7 @@ type request struct {
 	trail          *why.Trail // of a guest's read
 	ask            plan.Peer  // of another farm, first
 	looks          bool       // at the bytes, which stay then, without being a guest's or another member's
+	exact          bool       // nothing is read at the origin beside it
 }
 
 // byWalk is for a look at what is here and goes so far.
@@ -286,17 +275,13 @@ func (f *Fetcher) chunk(ctx context.Context, rs *rootState, index uint64, how re
 	if !rs.shape.Contains(p) {
 		return object.Object{}, false, fmt.Errorf("%s of root %s: %w: it has %d chunks", p, rs.id, content.ErrInvalid, rs.shape.Chunks)
 	}
-	up, i := p.Parent()
+	up, _ := p.Parent()
 	leaf, err := f.node(ctx, rs, up, how)
 	if err != nil || leaf == nil {
 		return object.Object{}, false, err
 	}
-	id := leaf.Node.Entry(i)
-	if id.IsHole() {
-		return object.Object{}, false, nil
-	}
-	at, _ := leaf.Page.Child(i)
-	return object.Object{Pos: p, ID: id, At: at, Reach: max(how.reach, rs.reach())}, true, nil
+	o, ok := leaf.chunk(index, max(how.reach, rs.reach()))
+	return o, ok, nil
 }
 
 // Forget ends what this node knows of a root under a scope. It is called when no

@@ -9,16 +9,20 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-// noteSlow keeps a read of a guest that took long.
-func (m *Image) noteSlow(r *chunkRead, err error) {
-	took := time.Since(r.Began)
+// note counts how long a read of a guest took, and keeps one that took long.
+func (m *Image) note(r *chunkRead, err error) {
+	took, from, id := time.Since(r.Began), FromCache, ""
+	if fl := r.last; fl != nil && fl.ended.Load() && fl.err == nil {
+		from, id = fl.from, fl.obj.ID.String()
+	}
+	if r.how.priority == exchange.PriorityGuest {
+		m.spent[from].Add(int64(took))
+		m.f.tally.Spent[from].Add(int64(took))
+	}
 	if took < why.Slow {
 		return
 	}
-	out := why.Read{At: r.Began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: FromCache.String()}
-	if fl := r.last; fl != nil && fl.ended.Load() && fl.err == nil {
-		out.Source, out.Chunk = fl.from.String(), fl.obj.ID.String()
-	}
+	out := why.Read{At: r.Began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: from.String(), Chunk: id}
 	if err != nil {
 		out.Source, out.Error = "", content.Line(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
@@ -54,7 +53,10 @@ func (m *Image) kept(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		lacks, all = lacks+len(slices.Concat(runs...)), all+len(here)
+		all += len(here)
+		for _, run := range runs {
+			lacks += len(run.Objects)
+		}
 	}
 	if lacks > 0 {
 		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
@@ -142,8 +144,8 @@ func (w *warming) choose(ctx context.Context, leaf uint64) error {
 	if cached > 0 {
 		w.report(FromCache, cached)
 	}
-	for _, objects := range runs {
-		for objects := range slices.Chunk(objects, int(max(1, warmPart/w.size))) {
+	for _, run := range runs {
+		for objects := range slices.Chunk(run.Objects, int(max(1, warmPart/w.size))) {
 			w.m.f.Think(func(*plan.Member) { // each by itself: guests wait for no long list
 				w.order.Add(object.RunKey(objects[0].At.Run()), objects[len(objects)-1].Pos.Index, &part{objects: objects})
 			})
@@ -203,7 +205,7 @@ func (m *Image) strictly(ctx context.Context, try func() error) error {
 
 // missing returns what the cache lacks of the chunks that a leaf names, by run, and how
 // long those are that are here.
-func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object.Object, here []uint32, err error) {
+func (m *Image) missing(ctx context.Context, leaf uint64) (runs []Part, here []uint32, err error) {
 	var n *mapNode
 	err = m.strictly(ctx, func() (err error) {
 		n, err = m.leaf(ctx, leaf, m.by(exchange.PriorityPrefetch))
@@ -212,23 +214,17 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object.Objec
 	if err != nil || n == nil {
 		return nil, nil, err
 	}
-	place := map[pack.Run]int{}
-	for i, id := range n.Node.Entries {
-		if id.IsHole() {
-			continue
-		}
-		at, _ := n.Page.Child(i)
-		if m.f.cfg.Cache.Has(id) {
-			here = append(here, at.Raw)
-			continue
-		}
-		run := at.Run()
-		of, ok := place[run]
+	parts := object.Parts{}
+	for i := range n.Node.Entries {
+		o, ok := n.chunk(leaf*content.MapFanout+uint64(i), m.rs.Load().reach())
 		if !ok {
-			of = len(runs)
-			place[run], runs = of, append(runs, nil)
+			continue
 		}
-		runs[of] = append(runs[of], object.Object{Pos: content.Chunk(leaf*content.MapFanout + uint64(i)), ID: id, At: at, Reach: m.rs.Load().reach()})
+		if m.f.cfg.Cache.Has(o.ID) {
+			here = append(here, o.At.Raw)
+			continue
+		}
+		parts.Add(o)
 	}
-	return runs, here, nil
+	return parts.All, here, nil
 }

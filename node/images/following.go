@@ -260,6 +260,9 @@ func (f *follower) bring(ctx context.Context, t follow.Target) error {
 	if err := f.pin(ctx, t, ids); err != nil {
 		return err
 	}
+	if err := f.im.bringBoot(ctx, m, k); err != nil { // a boot that comes meanwhile need not wait for all
+		f.im.cfg.Log.Debug("what boots want is not brought in first", "name", t.Name, "err", err)
+	}
 	return m.Warm(ctx, func(s fetch.Source, n int) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/boots"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -34,6 +35,7 @@ type Config struct {
 	Dir        string
 	Names      *records.Names
 	Fetcher    *fetch.Fetcher
+	Boots      *boots.Boots
 	Cache      *cache.Cache
 	Operations *operations.Operations
 	// Self tells this node from others; its Follow names are kept warm, see Run. Matching
@@ -77,6 +79,7 @@ type Image struct {
 	Signed  time.Time     `json:"signed_at"`
 	Source  string        `json:"source,omitempty"`
 	Pinned  bool          `json:"pinned"`
+	Boot    *BootList     `json:"boot,omitempty" doc:"what its boots read first, which is brought in when one begins; absent if nobody has recorded it, see image profile"`
 	// Followed is nil for a name that this node does not follow.
 	Followed *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
 	Holders  []Holder         `json:"holders,omitempty" doc:"members that are known to have some of it, where that was asked for"`
@@ -132,7 +135,7 @@ func (im *Images) info(k records.Known) (Image, error) {
 	return Image{
 		Bytes: read, Copies: float64(read.Origin) / float64(max(body.Stored, 1)), Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
-		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed, Followed: im.follower.standing(k.Name),
+		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed, Followed: im.follower.standing(k.Name), Boot: im.bootList(k.Root, body.Boot),
 	}, nil
 }
 

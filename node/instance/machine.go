@@ -1,24 +1,20 @@
 package instance
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
 
 	"github.com/grangemesh/grange/node/cache"
-	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/instance/emulator"
 	"github.com/grangemesh/grange/node/instance/process"
 	"github.com/grangemesh/grange/node/instance/state"
 	disks "github.com/grangemesh/grange/node/volumes/terms"
@@ -27,9 +23,6 @@ import (
 )
 
 const (
-	emulator = "qemu-system-x86_64"
-	// cpusDefault is what a machine has of which nothing is said.
-	cpusDefault = 1
 	// What is in the folder of a machine.
 	seedDir     = "seed"         // what cloud-init is told
 	monitorEnd  = "qmp"          // the emulator's socket
@@ -87,12 +80,12 @@ func (m machine) command(_ context.Context, e entry) (process.Config, error) {
 		err = fmt.Errorf("%w: volume %s is %s: %s", content.ErrUnavailable, m.name, v.State, v.Detail)
 	}
 	if err == nil {
-		err = m.seed(e)
+		err = m.emulated(e, nil).WriteSeed(fmt.Sprintf("%x", e.ID), e.Spec.Keys)
 	}
 	if err != nil {
 		return process.Config{}, err
 	}
-	disk, err := blockdevOf(v.Device)
+	disk, err := emulator.Disk(v.Device)
 	if err != nil {
 		return process.Config{}, err
 	}
@@ -102,69 +95,28 @@ func (m machine) command(_ context.Context, e entry) (process.Config, error) {
 	return cfg, errors.Join(err, failed)
 }
 
-// arguments are those of the emulator, and which that is.
-func (m machine) arguments(e entry, disk string) []string {
-	network := "user,id=net"
+// emulated is the machine as an emulator has it.
+func (m machine) emulated(e entry, disk []string) emulator.Machine {
+	out := emulator.Machine{
+		Name: m.name, Disk: disk, Accel: m.hub.cfg.Emulator, Memory: e.Spec.Memory, CPUs: e.Spec.CPUs, Seed: m.path(seedDir),
+		Kernel: e.Spec.Kernel, Initrd: e.Spec.Initrd, Append: e.Spec.Append,
+	}
 	if e.Port != 0 { // where it is reached by SSH
-		network += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", e.Port)
+		out.Network = fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", e.Port)
 	}
-	args := []string{
-		emulator, "-name", m.name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,accel=" + m.hub.cfg.Emulator, "-cpu", "max",
-		"-m", strconv.FormatInt(e.Spec.Memory>>20, 10) + "M", "-smp", strconv.Itoa(cmp.Or(e.Spec.CPUs, cpusDefault)), "-device", "virtio-rng-pci",
-		"-blockdev", disk, "-device", "virtio-blk-pci,drive=disk",
-		"-drive", "if=virtio,format=vvfat,read-only=on,label=CIDATA,dir=" + option(m.path(seedDir)),
-		"-netdev", network, "-device", "virtio-net-pci,netdev=net",
-		"-chardev", "file,id=console,append=on,path=" + option(m.path(logFile)), "-serial", "chardev:console",
-		"-qmp", "unix:" + option(m.path(monitorEnd)) + ",server=on,wait=off",
-	}
-	for flag, value := range map[string]string{"-kernel": e.Spec.Kernel, "-initrd": e.Spec.Initrd, "-append": e.Spec.Append} {
-		if value != "" {
-			args = append(args, flag, value)
-		}
-	}
-	return args
+	return out
 }
 
-// blockdevOf is a device as the emulator takes it. Of one that is served over NBD it waits for the node to come back.
-func blockdevOf(device string) (string, error) {
-	disk := map[string]any{"node-name": "disk", "discard": "unmap", "cache": map[string]any{"direct": true}, "driver": "host_device", "filename": device}
-	if u, err := url.Parse(device); err != nil {
-		return "", err
-	} else if u.Scheme == "nbd+unix" {
-		delete(disk, "filename")
-		disk["driver"], disk["export"], disk["reconnect-delay"] = "nbd", strings.TrimPrefix(u.Path, "/"), reconnectSeconds
-		disk["server"] = map[string]any{"type": "unix", "path": u.Query().Get("socket")}
-	}
-	b, err := json.Marshal(disk)
-	return string(b), err
+// arguments are those of the emulator, and which that is.
+func (m machine) arguments(e entry, disk []string) []string {
+	return append(m.emulated(e, disk).Command(),
+		"-chardev", "file,id=console,append=on,path="+emulator.Option(m.path(logFile)), "-serial", "chardev:console",
+		"-qmp", "unix:"+emulator.Option(m.path(monitorEnd))+",server=on,wait=off",
+	)
 }
 
-// reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
-const reconnectSeconds = int(fetch.IOTimeoutDefault / time.Second)
-
-// option is a path in an option of the emulator, and quoted is one in a command of a shell.
-func option(path string) string { return strings.ReplaceAll(path, ",", ",,") }
+// quoted is a path in a command of a shell.
 func quoted(path string) string { return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'" }
-
-// seed writes what cloud-init is told, see its NoCloud source.
-func (m machine) seed(e entry) error {
-	if err := os.MkdirAll(m.path(seedDir), 0o700); err != nil {
-		return err
-	}
-	keys, err := json.Marshal(e.Spec.Keys) // JSON is YAML
-	if err != nil {
-		return err
-	}
-	for name, text := range map[string]string{
-		"meta-data": fmt.Sprintf("instance-id: %x\nlocal-hostname: %s\n", e.ID, m.name),
-		"user-data": fmt.Sprintf("#cloud-config\nssh_authorized_keys: %s\n", keys),
-	} {
-		if err := os.WriteFile(filepath.Join(m.path(seedDir), name), []byte(text), 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // incoming has a machine wake with the memory that it was hibernated with. That is good until the machine goes on, and for a
 // wake alone: its disk goes on from there, and older memory over it would be the end of its file systems, as would be memory

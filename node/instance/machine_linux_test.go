@@ -19,7 +19,7 @@ func TestFoldersOfMachines(t *testing.T) {
 	if err := os.WriteFile(m.path(memoryFile), []byte("what it had in memory"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, option := range m.arguments(entry{}, "{}") {
+	for _, option := range m.arguments(entry{}, nil) {
 		if strings.Contains(option, m.dir) {
 			t.Errorf("the emulator reads %q as several options", option)
 		}

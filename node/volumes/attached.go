@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/boots/merge"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/doors"
 	"github.com/grangemesh/grange/node/volumes/fold"
@@ -157,6 +158,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		if err := change(&body); err != nil {
 			return err
 		}
+		body.Hot = merge.Hot(a.v.codec, body.Folded, a.image)
 		r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 		if err == nil {
 			return a.keep(&r, body)

@@ -97,7 +97,7 @@ func (v *Volumes) viewServed(out *terms.View, e index.Entry, d *attached) {
 	}
 	if d.image != nil {
 		w := d.image.Waiting()
-		out.Bytes, out.Slow, out.Blocked = d.image.Bytes(), d.image.Slow, w.Blocked.Seconds()
+		out.Bytes, out.Slow, out.Blocked, out.Spent = d.image.Bytes(), d.image.Slow, w.Blocked.Seconds(), d.image.Spent()
 		if w.Reads > 0 {
 			out.Detail = fmt.Sprintf("%d reads wait, the first for %s of %s (--io-timeout): %v", w.Reads, time.Since(w.Since).Round(time.Second), w.Timeout, w.Why)
 		}

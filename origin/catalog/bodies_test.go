@@ -3,7 +3,6 @@ package catalog
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -55,10 +54,22 @@ func goldenVolume(t testing.TB) Volume {
 	segments[1].Tails = 2
 	return Volume{
 		ID: own, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Epoch: 7, Incarnation: 1 << 63, Holder: trust.PublicKey{31: 9}, State: Attached,
-		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments, time.Time{}},
+		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments, nil, time.Time{}},
 		Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
 		IOPS: 1000, Rate: 100 << 20, FsUsed: 1 << 30, FoldedAt: time.UnixMilli(1_795_000_000_123),
 	}
+}
+
+// hotVolume has few segments, and a list.
+func hotVolume(t testing.TB) Volume {
+	v := goldenVolume(t)
+	root, err := v.Head.Root.Encode(content.NewCodec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Segments, v.Shared = v.Segments[:1], 0
+	v.Hot = &Boot{Root: root.CID(), Runs: 1, Made: 1_795_000_000, Stages: []BootStage{{Share: 1, Chunks: []uint64{1, 2, 3, 70}}, {Share: 1, Chunks: []uint64{0, 9}}}}
+	return v
 }
 
 func goldenSnapshot(t testing.TB) Snapshot {
@@ -73,7 +84,9 @@ func TestGoldenBodies(t *testing.T) {
 	c := content.NewCodec()
 	tag := goldenImage(t)
 	tag.Target, tag.Lineage = "debian-12", []content.CID{}
-	for name, i := range map[string]Image{"image": goldenImage(t), "tag": tag} {
+	listed := goldenImage(t)
+	listed.Boot = goldenBoot(t)
+	for name, i := range map[string]Image{"image": goldenImage(t), "tag": tag, "image.boot": listed} {
 		b, err := i.Encode(c)
 		if err != nil {
 			t.Fatal(err)
@@ -84,7 +97,7 @@ func TestGoldenBodies(t *testing.T) {
 		}
 	}
 	blank := Volume{ID: content.VolumeID{1}, Size: 512, Policy: PolicyLocal, State: Released}
-	for name, v := range map[string]Volume{"volume": goldenVolume(t), "volume.blank": blank} {
+	for name, v := range map[string]Volume{"volume": goldenVolume(t), "volume.blank": blank, "volume.hot": hotVolume(t)} {
 		b, err := v.Encode(c)
 		if err != nil {
 			t.Fatal(err)
@@ -136,7 +149,13 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	}
 	h := head(t, content.Farm(farm))
 	codec := content.NewCodec()
-	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long, true}.Encode(codec)
+	list := scattered(t).Fit(BootSizeMax)
+	root, err := h.Root.Encode(codec)
+	if size := len(list.encode()); err != nil || size < BootSizeMax-4 {
+		t.Fatalf("the largest list takes %d bytes, %v", size, err)
+	}
+	list.Root = root.CID()
+	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long, true, list}.Encode(codec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,6 +193,9 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: farm, Body: image}, {Kind: content.KindVolume, Name: long, Farm: farm, Body: volume}, {Kind: content.KindInstance, Name: long, Farm: farm, Body: instance}, {Kind: content.KindSnapshot, Name: numbered, Farm: farm, Body: snapshot}} {
 		r := commit(t, c, ch)
 		t.Logf("the largest %s takes %d bytes", ch.Kind, len(r.Sealed))
+		if _, err := Describe(codec, r.Envelope); err != nil {
+			t.Errorf("the largest %s: %v", ch.Kind, err)
+		}
 	}
 }
 
@@ -223,7 +245,7 @@ func TestBadBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := imageWire{imageMagic, h, i}
+		w := imageWire{Magic: imageMagic, Encoded: h, Image: i}
 		spoil(&w)
 		b, err := c.Marshal(w)
 		if err != nil {
@@ -293,7 +315,7 @@ func TestPolicies(t *testing.T) {
 }
 
 func FuzzDecodeImage(f *testing.F) {
-	golden.Seeds(f, "image", "tag")
+	golden.Seeds(f, "image", "tag", "image.boot")
 	c := content.NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		i, err := DecodeImage(c, b)
@@ -307,8 +329,9 @@ func FuzzDecodeImage(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if back, err := DecodeImage(c, again); err != nil || fmt.Sprint(back) != fmt.Sprint(i) {
-			t.Fatalf("%+v came back as %+v, %v", i, back, err)
+		back, err := DecodeImage(c, again)
+		if twice, failed := back.Encode(c); err != nil || failed != nil || !bytes.Equal(again, twice) || !reflect.DeepEqual(back.Boot, i.Boot) {
+			t.Fatalf("%+v came back as %+v, %v, %v", i, back, err, failed)
 		}
 	})
 }

@@ -46,6 +46,9 @@ type Folded struct {
 	Base    content.Position
 	// Segments are those in the bucket behind Base, a chain.
 	Segments []content.SegmentRef
+	// Hot are the chunks of Head's root that were read first the last time that a disk was opened; nil for not known. Only
+	// a volume's record has it.
+	Hot *Boot
 	// Since is that of a Change that has a record say this for the first time. It is not encoded.
 	Since time.Time
 }

@@ -14,7 +14,8 @@ import (
 // Image is the body of the record of an image or a tree, and of a tag of one.
 //
 // Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
-// pack.Head), lineage, source, chunks, stored, target for a tag, and files where it is true.
+// pack.Head), lineage, source, chunks, stored, target for a tag, files where it is true, and boot (the bytes of Boot)
+// where there is one.
 type Image struct {
 	Head pack.Head `cbor:"head"`
 	// Lineage are the roots that this name stood for before, the newest first:
@@ -30,11 +31,14 @@ type Image struct {
 	// Files tells of a disk that who signed it has itself made the file system, of files: what a
 	// guest or a stranger wrote is not in its structures.
 	Files bool `cbor:"files,omitempty"`
+	// Boot are the chunks of the head's root that a boot wants; nil where nobody knows.
+	Boot *Boot `cbor:"-"`
 }
 
 type imageWire struct {
-	Magic   string `cbor:"magic"`
-	Encoded []byte `cbor:"head"` // in place of Head
+	Magic   string   `cbor:"magic"`
+	Encoded []byte   `cbor:"head"` // in place of Head
+	List    bootWire `cbor:"boot,omitempty"`
 	Image
 }
 
@@ -53,8 +57,11 @@ func (i Image) Encode(c *content.Codec) ([]byte, error) {
 	}
 	i.Lineage = append([]content.CID{}, i.Lineage[:min(len(i.Lineage), content.LineageMax)]...)
 	i.Source = strings.ToValidUTF8(i.Source[:min(len(i.Source), sourceMax)], "") // a file name may be anything
-	w := imageWire{imageMagic, head, i}
-	if err := w.check(); err != nil {
+	w := imageWire{Magic: imageMagic, Encoded: head, Image: i}
+	if w.List, err = i.Boot.encodeFor(c, i.Head); err == nil {
+		err = w.check()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("image: %w: %w", content.ErrInvalid, err)
 	}
 	return c.Marshal(w)
@@ -101,7 +108,10 @@ func DecodeImage(c *content.Codec, b []byte) (Image, error) {
 	if w.Head, err = pack.DecodeHead(c, w.Encoded); err != nil {
 		return Image{}, fmt.Errorf("image: %w", err)
 	}
-	if err := w.check(); err != nil {
+	if w.Boot, err = w.List.of(c, w.Head); err == nil {
+		err = w.check()
+	}
+	if err != nil {
 		return Image{}, fmt.Errorf("image: %w: %w", content.ErrCorrupt, err)
 	}
 	return w.Image, nil

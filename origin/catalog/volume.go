@@ -31,11 +31,14 @@ const (
 )
 
 const (
-	volumeMagic = "grange-volume/2"
+	volumeMagic = "grange-volume/3"
 
 	// HoldersMax bounds the members that hold copies of what is not folded: their keys are
 	// in a record, which has to stay small.
 	HoldersMax = 4
+	// HotSizeMax bounds the list of a volume, in bytes, and HotSegmentsMax the segments that a record with one has: with
+	// more there is no room.
+	HotSizeMax, HotSegmentsMax = 640, 8
 )
 
 // PolicyHolders returns how many holders a policy asks for; 0 for local and origin. A
@@ -56,8 +59,8 @@ func PolicyHolders(policy string) (int, error) {
 // What was written is in Head up to Base, in Segments behind that, and behind them with
 // the holders, or on the holder's disk alone: the policy says which.
 //
-// Encoded as a dag-cbor array: magic "grange-volume/2", head (the bytes of pack.Head, or
-// null), lineage (the roots' hashes, 32 bytes each), base and segments (see journal),
+// Encoded as a dag-cbor array: magic "grange-volume/3", head (the bytes of pack.Head, or
+// null), lineage (the roots' hashes, 32 bytes each), base and segments (see journal), hot (see Boot, or null),
 // degraded since and folded at (milliseconds since 1970, 0 for never), then the other
 // fields in the order that they have here.
 type Volume struct {
@@ -105,6 +108,7 @@ type volumeWire struct {
 	_                               struct{} `cbor:",toarray"`
 	Magic                           string
 	EncodedHead, Ancestors, Journal []byte
+	EncodedHot                      bootWire
 	Degraded, At                    int64
 	Volume
 }
@@ -132,6 +136,18 @@ func (v Volume) encode(c *content.Codec) ([]byte, error) {
 	w := volumeWire{Magic: volumeMagic, Degraded: millis(v.DegradedSince), At: millis(v.FoldedAt), Volume: v}
 	var err error
 	if w.EncodedHead, w.Ancestors, w.Journal, err = v.Folded.encode(c, v.ID, v.Size); err != nil {
+		return nil, err
+	}
+	if v.Hot != nil && v.Head == nil {
+		return nil, errors.New("a list of no root")
+	}
+	if v.Head != nil {
+		w.EncodedHot, err = v.Hot.encodeFor(c, *v.Head)
+	}
+	if err == nil && len(w.EncodedHot) > HotSizeMax {
+		err = fmt.Errorf("a list of %d bytes, the limit is %d", len(w.EncodedHot), HotSizeMax)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return c.Marshal(w)
@@ -166,6 +182,9 @@ func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 	v := w.Volume
 	if err == nil {
 		v.Folded, err = decodeFolded(c, v.ID, w.EncodedHead, w.Ancestors, w.Journal)
+	}
+	if err == nil && v.Head != nil {
+		v.Hot, err = w.EncodedHot.of(c, *v.Head)
 	}
 	v.DegradedSince, v.FoldedAt = fromMillis(w.Degraded), fromMillis(w.At)
 	if err == nil {

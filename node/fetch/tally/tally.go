@@ -43,6 +43,13 @@ func (b Bytes) Plus(c Bytes) Bytes {
 	return Bytes{b.Cache + c.Cache, b.Farm + c.Farm, b.Swarm + c.Swarm, b.Origin + c.Origin}
 }
 
+// Seconds is what counts nanoseconds, by source.
+func (b Bytes) Seconds() map[string]float64 {
+	out := map[string]float64{}
+	b.Each(func(source string, n int64) { out[source] = time.Duration(n).Seconds() })
+	return out
+}
+
 // Each calls f with each source and its bytes.
 func (b Bytes) Each(f func(source string, n int64)) {
 	for s, n := range [sources]int64{b.Cache, b.Farm, b.Swarm, b.Origin} {
@@ -80,6 +87,8 @@ const rootsMax = 4096
 type Tally struct {
 	// Avoidable are bytes that were read from the origin although a member showed them.
 	Avoidable atomic.Int64
+	// Spent is how long reads of guests have waited for what came from each source, in nanoseconds.
+	Spent Counters
 
 	mu     sync.Mutex // guards what follows
 	peers  *simplelru.LRU[peer.ID, *Asked]
@@ -217,4 +226,8 @@ func (t *Tally) Collect(out chan<- prometheus.Metric) {
 	t.Bytes().Each(func(source string, n int64) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), source)
 	})
+	spent := prometheus.NewDesc("grange_fetch_guest_seconds_total", "How long reads of guests waited, by the source of what they waited for.", []string{"source"}, nil)
+	for source, seconds := range t.Spent.Now().Seconds() {
+		out <- prometheus.MustNewConstMetric(spent, prometheus.CounterValue, seconds, source)
+	}
 }

@@ -68,6 +68,8 @@ type View struct {
 	Limits      Limits      `json:"limits,omitzero"`
 	Bytes       fetch.Bytes `json:"bytes"`
 	Blocked     float64     `json:"blocked_seconds,omitempty" doc:"how long reads have waited for bytes that were not on this node, since it was opened: while several wait it counts once"`
+	// Spent is what single reads waited for what came from each source.
+	Spent map[string]float64 `json:"blocked_by_source,omitempty" doc:"seconds that single reads have waited for what came from there; those that waited side by side count each"`
 	// Slow returns the slowest reads of the last minutes; nil where none is served.
 	Slow func() []why.Read `json:"-"`
 }

@@ -1,0 +1,31 @@
+package node
+
+import (
+	"context"
+	"path/filepath"
+
+	"github.com/grangemesh/grange/node/boots"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func (n *Node) openBoots(context.Context) (err error) {
+	n.Boots, err = boots.New(boots.Config{Dir: filepath.Join(n.cfg.Dir, "boots"), Image: n.bootList, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log})
+	return err
+}
+
+// bootList reports whether a root is a published image, and returns its list.
+func (n *Node) bootList(root content.CID, scope content.Scope) (*catalog.Boot, bool) {
+	k, ok := n.Names.OfRoot(root, scope)
+	if !ok || k.Kind.Space() != content.KindImage {
+		return nil, false
+	}
+	body, err := catalog.DecodeImage(n.codec, k.Body)
+	return body.Boot, err == nil
+}
+
+// opened is told of a volume whose disk is about to be read.
+func (n *Node) opened(m *fetch.Image, name string, body catalog.Volume) {
+	n.Boots.Opened(m, boots.Disk{Name: name, Scope: body.Head.Scope, Lineage: body.Lineage, Hot: body.Hot})
+}

@@ -1,0 +1,189 @@
+// Package boots has disks that were never here start as if they were: it records what guests read first of each root and
+// of each volume, and has what such a list names brought in from the moment at which a disk is opened, before anybody asks for it.
+//
+// Lists come from three places, the first that has one counts: the volume's own record, of the last time that it was in
+// use; the record of the image that its root is; and that of an ancestor. A list is a hint: it costs at most its bound, and never
+// a right byte.
+package boots
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/fetch/touch"
+	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange"
+)
+
+const (
+	// lookEvery is how often it is looked whether a boot has ended.
+	lookEvery = time.Second
+	// replaysMax is how many lists are brought in at once: a host that starts a hundred disks has them wait for each other
+	// rather than all of them for the uplink.
+	replaysMax = 8
+	// judgedAfter is how many boots with a list it takes to tell that it is worth nothing, and worthLeast the share of it, in
+	// percent, that they have to read.
+	judgedAfter, worthLeast = 3, 25
+)
+
+// Disk is a disk that guests are about to read.
+type Disk struct {
+	// Name is what its volume is called.
+	Name string
+	// Scope is that of the root, and Lineage are those before it, the nearest first.
+	Scope   content.Scope
+	Lineage []content.CID
+	// Hot are the chunks that were read first the last time, nil for not known.
+	Hot *catalog.Boot
+}
+
+// Config is what Boots are built from.
+type Config struct {
+	// Dir is where what was recorded is kept; a loss of it is none.
+	Dir string
+	// Image reports whether an image is published that is this root, and returns its list, nil for none.
+	Image func(root content.CID, scope content.Scope) (list *catalog.Boot, ok bool)
+	Codec *content.Codec
+	Now   func() time.Time
+	Log   *slog.Logger
+}
+
+// Boots are those of a node. Use: New, Run. Safe for concurrent use.
+type Boots struct {
+	cfg   Config
+	turns *turns.Turns[struct{}]
+	book  *book
+	came  tally.Counters // raw bytes of lists
+	chunk *prometheus.CounterVec
+
+	mu      sync.Mutex // guards what follows
+	ctx     context.Context
+	running sync.WaitGroup
+}
+
+// recording is a disk that was opened.
+type recording struct {
+	disk  Disk
+	root  content.CID
+	image *fetch.Image
+	trace *touch.Trace
+	list  []uint64 // that was brought in, and was made then
+	made  int64
+}
+
+// New reads what was recorded.
+func New(cfg Config) (*Boots, error) {
+	book, err := openBook(cfg.Dir, cfg.Codec)
+	if err != nil {
+		return nil, fmt.Errorf("boots: %w", err)
+	}
+	return &Boots{
+		cfg: cfg, turns: turns.New[struct{}](replaysMax), book: book,
+		chunk: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: "boot", Name: "listed_chunks_total", Help: "Chunks of boot lists that guests had read by the end of a boot, and that they had not."}, []string{"read"}),
+	}, nil
+}
+
+// Run has lists brought in and boots recorded until ctx ends.
+func (b *Boots) Run(ctx context.Context) error {
+	b.mu.Lock()
+	b.ctx = ctx
+	b.mu.Unlock()
+	<-ctx.Done()
+	b.mu.Lock()
+	b.ctx = nil // nothing begins after this
+	b.mu.Unlock()
+	b.running.Wait()
+	return nil
+}
+
+// start does something beside, while Run does.
+func (b *Boots) start(do func(context.Context)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if ctx := b.ctx; ctx != nil {
+		b.running.Go(func() { do(ctx) })
+	}
+}
+
+// Opened is told of a disk that guests are about to read by m: what its list names is brought in from now on, and what they
+// read first is recorded. It does not wait.
+func (b *Boots) Opened(m *fetch.Image, d Disk) {
+	r := &recording{disk: d, root: m.ID(), image: m}
+	r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) })
+	m.Record(r.trace)
+	if list := b.list(r.root, d); list != nil && b.book.worth(r.root, list.Made) {
+		r.list, r.made = slices.Collect(list.All()), list.Made
+		over := m.Listed()
+		b.start(func(ctx context.Context) {
+			defer over()
+			b.replay(ctx, r)
+		})
+	}
+}
+
+// list returns the best list that there is for a disk.
+func (b *Boots) list(root content.CID, d Disk) *catalog.Boot {
+	if d.Hot != nil {
+		return d.Hot
+	}
+	for _, root := range append([]content.CID{root}, d.Lineage...) {
+		if list, _ := b.cfg.Image(root, d.Scope); list != nil {
+			return list
+		}
+	}
+	return nil
+}
+
+func (b *Boots) replay(ctx context.Context, r *recording) {
+	begun := time.Now()
+	give, err := b.turns.Take(ctx, struct{}{}, 1)
+	if err != nil {
+		return
+	}
+	defer give()
+	err = Bring(ctx, r.image, exchange.PriorityReadahead, r.list, &b.came)
+	b.cfg.Log.Debug("a boot list was brought in", "volume", r.disk.Name, "root", r.root, "chunks", len(r.list), "took", time.Since(begun), "err", err)
+}
+
+// watch waits for the end of a boot, and notes what it has read.
+func (b *Boots) watch(ctx context.Context, r *recording) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	over, is := false, false
+	for !over {
+		select {
+		case <-tick.C:
+			over, is = r.trace.Over(time.Now())
+		case <-ctx.Done():
+			return
+		}
+	}
+	r.trace.End()
+	if !is {
+		return
+	}
+	read := 0
+	for _, chunk := range r.list {
+		if r.trace.Has(chunk) {
+			read++
+		}
+	}
+	b.chunk.WithLabelValues("true").Add(float64(read))
+	b.chunk.WithLabelValues("false").Add(float64(len(r.list) - read))
+	if _, published := b.cfg.Image(r.root, r.disk.Scope); !published {
+		return // what it reads next time its own record says
+	}
+	if err := b.book.note(r.root, boot{b.cfg.Now().Unix(), r.trace.Chunks(), r.made, len(r.list), read}); err != nil {
+		b.cfg.Log.Warn("what a boot has read is not on disk", "volume", r.disk.Name, "err", err)
+	}
+}

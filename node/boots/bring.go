@@ -1,0 +1,84 @@
+package boots
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/p2p/exchange"
+)
+
+const (
+	// windowLeast is what of a list is on its way at first, in bytes as stored: two runs, so that one comes while the other is
+	// asked for, and a slow line brings them nearly one after the other. windowMost is what it grows to: what a line of
+	// 1 Gbit/s carries in 60 ms.
+	windowLeast, windowMost = 2 << 20, 8 << 20
+	// pays is how many times as fast it has to get for a window that is doubled.
+	pays = 1.25
+)
+
+// window is how much of a list is on its way at most: as much as makes it come faster, and no more, so that what comes
+// first is what is wanted first. It is pure.
+type window struct {
+	size  int
+	since time.Time // of what follows
+	came  int
+	rate  float64 // the best so far, in bytes a second
+	full  bool    // it does not grow any more
+}
+
+func newWindow(now time.Time) *window { return &window{size: windowLeast, since: now} }
+
+// landed notes that so many bytes have come.
+func (w *window) landed(n int, now time.Time) {
+	w.came += n
+	took := now.Sub(w.since).Seconds()
+	if w.full || w.came < w.size || took <= 0 {
+		return
+	}
+	rate := float64(w.came) / took
+	if w.full = rate < pays*w.rate || w.size == windowMost; !w.full {
+		w.size *= 2
+	}
+	w.rate, w.since, w.came = max(w.rate, rate), now, 0
+}
+
+// Bring brings in the chunks of a list that are not here, exactly these, in their order and as urgent as it says, and has
+// came count raw bytes by source. What can't be had is left to who reads it; the error says what that was.
+func Bring(ctx context.Context, m *fetch.Image, as exchange.Priority, list []uint64, came *tally.Counters) error {
+	parts, err := m.Lay(ctx, list)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex // guards what follows
+	var errs []error
+	w, under := newWindow(time.Now()), 0
+	room := sync.NewCond(&mu)
+	defer context.AfterFunc(ctx, room.Broadcast)()
+	var all sync.WaitGroup
+	mu.Lock()
+	for _, p := range parts {
+		for under > 0 && under+p.Stored > w.size && ctx.Err() == nil {
+			room.Wait()
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		under += p.Stored
+		all.Go(func() {
+			err := m.Bring(ctx, as, p, came)
+			mu.Lock()
+			defer mu.Unlock()
+			under -= p.Stored
+			w.landed(p.Stored, time.Now())
+			errs = append(errs, err)
+			room.Signal()
+		})
+	}
+	mu.Unlock()
+	all.Wait()
+	return errors.Join(append(errs, ctx.Err())...)
+}

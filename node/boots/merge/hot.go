@@ -1,0 +1,36 @@
+package merge
+
+import (
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/touch"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Hot is the list that the record of a volume is to have: what was read first since its disk m was opened, or what it has
+// already, where that was not looked at for long enough; nil where a record has no room. m may be nil.
+func Hot(c *content.Codec, of catalog.Folded, m *fetch.Image) *catalog.Boot {
+	if of.Head == nil || len(of.Segments) > catalog.HotSegmentsMax {
+		return nil
+	}
+	root, err := of.Head.Root.Encode(c)
+	if err != nil {
+		return nil
+	}
+	var chunks []uint64
+	if m != nil && m.Trace() != nil {
+		chunks = m.Trace().Chunks()
+	}
+	list := of.Hot
+	if len(chunks) >= touch.Least {
+		list = Merge(root.CID(), time.Now(), [][]uint64{chunks})
+	}
+	if list == nil {
+		return nil
+	}
+	list = list.Fit(catalog.HotSizeMax)
+	list.Root = root.CID() // a fold changes what is there, and not where
+	return list
+}

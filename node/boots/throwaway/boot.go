@@ -1,0 +1,135 @@
+// Package throwaway boots a disk in a machine that is thrown away: what the guest writes goes with it, nobody reaches it and it
+// reaches nobody, and it takes of the host what is left over. It knows neither images nor what is done with what was read.
+package throwaway
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/grangemesh/grange/node/instance/emulator"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// What a Config has of which nothing is said.
+const (
+	// MemoryDefault is enough for a server to boot, and little beside a host's guests.
+	MemoryDefault = 1 << 30
+	// TimeoutDefault is many times what a boot takes by KVM, and what most take without.
+	TimeoutDefault = 5 * time.Minute
+	// QuietDefault is longer than a service that starts, or a kernel that unpacks itself, keeps a boot from reading.
+	QuietDefault = 15 * time.Second
+)
+
+const (
+	// lookEvery is how often it is looked whether a boot is over: often enough that what it reads after that is little.
+	lookEvery = 250 * time.Millisecond
+	// killedWait is how long an emulator is waited for that was killed.
+	killedWait = 10 * time.Second
+)
+
+// Config is what is booted, and until when. Zero fields are defaults, where there are any.
+type Config struct {
+	// Device is the disk: a block device of this host, or an NBD URI with a unix socket. Nothing is written to it.
+	Device string
+	// Dir is an empty folder for what the machine writes, which the caller removes, and Room fails once it takes too much.
+	Dir  string
+	Room func() error
+	// Accel is how it is run, as in qemu's -accel.
+	Accel string
+	// Memory is in bytes. Kernel is a file of this host that is booted in place of what the disk has for that, with Initrd and
+	// Append.
+	Memory                 int64
+	CPUs                   int
+	Kernel, Initrd, Append string
+	// Touched is how much of the disk was read so far, in any unit. It is asked some times a second.
+	Touched func() int
+	// Timeout is how long the boot may take at most. Once it has read anything, and then for Quiet nothing that it had not read
+	// before, it is over.
+	Timeout, Quiet time.Duration
+}
+
+// End is how a boot ended.
+type End string
+
+// How boots end. Of one that is Late all that it read until then counts.
+const (
+	Prompt End = "it asks for a login"
+	Still  End = "it reads nothing new"
+	Off    End = "it has switched itself off"
+	Late   End = "its time was over"
+)
+
+// Boot boots a disk until its console asks for a login, it reads nothing new, it switches itself off, or its time is over; then
+// the machine is gone. It fails when the machine can't be run, or has read nothing, with the last words of its console. With
+// ctx, and with this process, the machine ends too.
+func Boot(ctx context.Context, cfg Config) (End, error) {
+	disk, err := emulator.Copy(cfg.Device)
+	m := emulator.Machine{
+		Name: "boot", Accel: cfg.Accel, Memory: cmp.Or(cfg.Memory, MemoryDefault), CPUs: cfg.CPUs, Disk: disk, Seed: filepath.Join(cfg.Dir, "seed"),
+		Kernel: cfg.Kernel, Initrd: cfg.Initrd, Append: cfg.Append, Network: ",restrict=on",
+	}
+	if err == nil {
+		err = m.WriteSeed(rand.Text(), []string{})
+	}
+	if err != nil {
+		return "", err
+	}
+	running, kill := context.WithCancel(ctx)
+	defer kill()
+	said, ended := new(console), make(chan error, 1)
+	go func() {
+		ended <- run(running, append(m.Command(), "-no-reboot", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"), cfg.Dir, said)
+	}()
+	end, err := cfg.watch(ctx, said, ended)
+	if end != Off {
+		kill()
+		select {
+		case <-ended:
+		case <-time.After(killedWait):
+			err = errors.Join(err, fmt.Errorf("%w: the emulator goes on although it was killed", content.ErrUnavailable))
+		}
+	}
+	if err == nil && cfg.Touched() == 0 {
+		err = fmt.Errorf("%w: the machine has read nothing of its disk, and %s", content.ErrInvalid, end)
+	}
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w; its console said last: %q", err, said.last())
+	}
+	return end, err
+}
+
+// watch returns how the boot ended, or why it is to; the emulator has, if that is Off.
+func (cfg Config) watch(ctx context.Context, said *console, ended <-chan error) (End, error) {
+	late := time.After(cmp.Or(cfg.Timeout, TimeoutDefault))
+	last, since := cfg.Touched(), time.Now()
+	for tick := time.Tick(lookEvery); ; {
+		select {
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		case err := <-ended:
+			return Off, err
+		case <-late:
+			return Late, nil
+		case <-tick:
+		}
+		if n := cfg.Touched(); n != last {
+			last, since = n, time.Now()
+		}
+		switch {
+		case said.asks():
+			return Prompt, nil
+		case last > 0 && time.Since(since) >= cmp.Or(cfg.Quiet, QuietDefault):
+			return Still, nil
+		}
+		if cfg.Room != nil {
+			if err := cfg.Room(); err != nil {
+				return "", err
+			}
+		}
+	}
+}
