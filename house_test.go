@@ -246,7 +246,7 @@ const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as the swarm of strangers and volunteers has,
 	// the budget at the origin, the hub of instances, and the upkeep of the origin. productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 88_300, 42_000
+	productLinesMax, productLinesAim = 90_500, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.
@@ -291,7 +291,7 @@ var alone = map[string]string{
 	"blockdev.History":              "blockdev/nbd.TestDirtyBitmaps",
 	"blockdev/nbd.Exports":          "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
 	"blockdev/volume/root.Source":   "blockdev/volume.TestModel",
-	"node/fetch.Announcements":      "node/fetch.TestGuestsWaitForAMember",
+	"node/fetch/setup.Announcements":      "node/fetch.TestGuestsWaitForAMember",
 	"node/instance.Library":         "node/instance.TestNothingIsReadTwice",
 	"node/instance.Registry":        "node/instance.TestTakenOver",
 	"node/membership.Network":       "node/membership.TestFarmOfAnotherMember",

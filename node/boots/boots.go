@@ -22,7 +22,6 @@ import (
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 const (
@@ -151,7 +150,7 @@ func (b *Boots) replay(ctx context.Context, r *recording) {
 		return
 	}
 	defer give()
-	err = Bring(ctx, r.image, exchange.PriorityReadahead, r.list, &b.came)
+	err = Bring(ctx, r.image, true, r.list, &b.came)
 	b.cfg.Log.Debug("a boot list was brought in", "volume", r.disk.Name, "root", r.root, "chunks", len(r.list), "took", time.Since(begun), "err", err)
 }
 

@@ -46,9 +46,13 @@ func (w *window) landed(n int, now time.Time) {
 	w.rate, w.since, w.came = max(w.rate, rate), now, 0
 }
 
-// Bring brings in the chunks of a list that are not here, exactly these, in their order and as urgent as it says, and has
-// came count raw bytes by source. What can't be had is left to who reads it; the error says what that was.
-func Bring(ctx context.Context, m *fetch.Image, as exchange.Priority, list []uint64, came *tally.Counters) error {
+// Bring brings in the chunks of a list that are not here, exactly these and in their order, before other bulk where a guest
+// boots, and has came count raw bytes by source. What can't be had is left to who reads it; the error says what that was.
+func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came *tally.Counters) error {
+	as := exchange.PriorityPrefetch
+	if boots {
+		as = exchange.PriorityReadahead
+	}
 	parts, err := m.Lay(ctx, list)
 	if err != nil {
 		return err

@@ -11,7 +11,6 @@ import (
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // BootList is the list of what an image's boots read first.
@@ -38,5 +37,5 @@ func (im *Images) bringBoot(ctx context.Context, m *fetch.Image, k records.Known
 	if err != nil || body.Boot == nil {
 		return err
 	}
-	return boots.Bring(ctx, m, exchange.PriorityPrefetch, slices.Collect(body.Boot.All()), new(tally.Counters))
+	return boots.Bring(ctx, m, false, slices.Collect(body.Boot.All()), new(tally.Counters))
 }

@@ -100,6 +100,7 @@ func (p stored) count(s *Stats) {
 	if p.isNew {
 		s.NewChunks++
 		s.NewRawBytes += uint64(p.at.Raw)
+		s.NewStoredBytes += uint64(p.at.Length)
 	}
 }
 

@@ -84,6 +84,8 @@ type Config struct {
 	// fold writes no index object: folds dedupe against their lineage, importers
 	// alone look up chunks by name.
 	fold bool
+	// dense compresses as far as can be.
+	dense bool
 }
 
 const (
@@ -158,8 +160,8 @@ type Stats struct {
 	RawBytes uint64
 	// StoredBytes are the frames of these, each different one once.
 	StoredBytes uint64
-	// NewRawBytes are the raw bytes of the new chunks.
-	NewRawBytes uint64
+	// NewRawBytes are the raw bytes of the new chunks, and NewStoredBytes their frames.
+	NewRawBytes, NewStoredBytes uint64
 	// Packs were uploaded, of UploadedBytes in all, metadata included.
 	Packs         int
 	UploadedBytes uint64
@@ -218,7 +220,11 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("new pack builder: %w", err)
 	}
-	enc, err := pack.NewEncoder(cfg.Workers + 1) // the sequencer compresses metadata
+	encoder := pack.NewEncoder
+	if cfg.dense {
+		encoder = pack.NewDenseEncoder
+	}
+	enc, err := encoder(cfg.Workers + 1) // the sequencer compresses metadata
 	if err != nil {
 		return nil, fmt.Errorf("new pack builder: %w", err)
 	}
