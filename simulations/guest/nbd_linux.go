@@ -2,10 +2,8 @@ package guest
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/url"
 	"os"
@@ -122,22 +120,4 @@ func (k *KernelNBD) connect(command byte) error {
 	}
 	k.link = link
 	return err
-}
-
-// openExport does what comes before the first request, in the oldest way.
-func openExport(conn io.ReadWriter, name string) (size uint64, flags uint16, err error) {
-	var hello [18]byte
-	if _, err := io.ReadFull(conn, hello[:]); err != nil {
-		return 0, 0, err
-	}
-	b := append([]byte{0, 0, 0, 3}, "IHAVEOPT\x00\x00\x00\x01"...)
-	b = append(binary.BigEndian.AppendUint32(b, uint32(len(name))), name...)
-	if _, err := conn.Write(b); err != nil {
-		return 0, 0, err
-	}
-	var export [10]byte
-	if _, err := io.ReadFull(conn, export[:]); err != nil {
-		return 0, 0, fmt.Errorf("open the export %q: %w", name, err)
-	}
-	return binary.BigEndian.Uint64(export[:]), binary.BigEndian.Uint16(export[8:]), nil
 }

@@ -1,0 +1,195 @@
+package boot
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/simulations/debian"
+	"github.com/grangemesh/grange/simulations/netns"
+)
+
+const (
+	// recorded has the guest pause as it did where its processor was emulated, and quick as where it is not.
+	recorded, quick = 1, 0.1
+
+	blockedNearMost, blockedFarMost = 0.3, 1.0 // s
+	fetchedMost                     = 1.6      // of what was read
+	requestsMost                    = 1.0      // a MiB of the list
+)
+
+// subject is an image, what its guest reads, and how long that takes of the file.
+type subject struct {
+	name  string
+	image debian.Image
+	trace Trace
+	raw   *os.File
+	local map[float64]Replay
+}
+
+// newSubject makes an image, and has it read from its file.
+func newSubject(tb testing.TB, kind debian.Kind) *subject {
+	tb.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	folder := "debian"
+	if kind != debian.Server {
+		folder += "-" + string(kind)
+	}
+	s := &subject{name: string(kind), local: map[float64]Replay{}}
+	if s.image, err = debian.BuildKind(tb.Context(), kind, filepath.Join(cache, "grange", folder), tb.Output()); err != nil {
+		tb.Fatal(err)
+	}
+	if s.trace, err = Recorded(tb.Context(), s.image); err != nil {
+		tb.Fatal(err)
+	}
+	if s.raw, err = os.Open(s.image.Disk); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { s.raw.Close() })
+	return s
+}
+
+// locally reads the trace of the file itself, once for each speed.
+func (s *subject) locally(tb testing.TB, speed float64) Replay {
+	tb.Helper()
+	if r, ok := s.local[speed]; ok {
+		return r
+	}
+	uri, end, err := Serve(tb.Context(), tb.TempDir(), s.image.Disk)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r, err := s.trace.Replay(tb.Context(), uri, s.raw, speed)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := end(); err != nil {
+		tb.Fatal(err)
+	}
+	s.local[speed] = r
+	return r
+}
+
+// way is a line, by how it is called; there and back takes twice its delay.
+type way struct {
+	name string
+	line netns.Line
+}
+
+func ways() []way {
+	return []way{
+		{"1 ms", netns.Line{Rate: 1e9 / 8, Delay: 500 * time.Microsecond}},
+		{"60 ms", netns.Line{Rate: 1e9 / 8, Delay: 30 * time.Millisecond}},
+		{"60 ms 100 Mbit", netns.Line{Rate: 100e6 / 8, Delay: 30 * time.Millisecond}},
+	}
+}
+
+// mode is what a cold node has to go by.
+type mode string
+
+const (
+	noList   mode = "no list"
+	listOnly mode = "list"
+	layout   mode = "layout"
+	whole    mode = "whole image first"
+)
+
+// BenchmarkColdBoot says how long a guest is blocked whose disk was never here, and what that brings in: by image, line,
+// what the image has, and how much the guest pauses.
+func BenchmarkColdBoot(b *testing.B) {
+	for _, kind := range []debian.Kind{debian.Server, debian.Cloud, debian.Cluster} {
+		b.Run(string(kind), func(b *testing.B) {
+			s := newSubject(b, kind)
+			b.Logf("%s: %d reads, %.1f MiB in blocks of their own, over %.1f s; of the file %s as recorded, %s quickly", kind, len(s.trace),
+				mib(s.trace.Unique()), s.trace[len(s.trace)-1].Answered.Seconds(), seconds(s.locally(b, recorded).Wall), seconds(s.locally(b, quick).Wall))
+			site := newSite(b)
+			began := time.Now()
+			run(b, site.publisher, "image", "import", "plain", s.image.Disk)
+			b.Logf("%s: imported in %s", kind, seconds(time.Since(began)))
+			for _, w := range ways() {
+				for _, m := range []mode{noList, whole} {
+					for _, speed := range []float64{recorded, quick} {
+						b.Run(fmt.Sprintf("%s/%s/%g", w.name, m, speed), func(b *testing.B) {
+							for b.Loop() {
+								s.measure(b, site, w, m, speed)
+							}
+						})
+					}
+				}
+			}
+		})
+	}
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
+
+func mib(n int64) float64 { return float64(n) / (1 << 20) }
+
+// measure boots once.
+func (s *subject) measure(b *testing.B, site *site, w way, m mode, speed float64) {
+	b.Helper()
+	local := s.locally(b, speed)
+	c := site.cold(w.line)
+	defer c.end()
+	c.mark()
+	name := map[mode]string{noList: "plain", whole: "plain", listOnly: "list", layout: "layout"}[m]
+	var before time.Duration
+	if m == whole {
+		began := time.Now()
+		run(b, c.Node, "image", "warm", name)
+		before = time.Since(began)
+	}
+	created, r, err := c.boots(b.Context(), c.Farm, name, s.trace, s.raw, speed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	got := c.since()
+	blocked := (before + r.Wall - local.Wall).Seconds()
+	figures := fmt.Sprintf("%-8s %-18s %-18s × %-4g blocked %6.2f s (create %s; waits: union +%.2f s, sum +%.2f s)  raw %6.1f MiB = %.2f × read  store sent %6.1f MiB  line %6.1f MiB  requests %4d (%d of packs)",
+		s.name, w.name, m, speed, blocked, seconds(created), (r.Waiting - local.Waiting).Seconds(), (r.Summed - local.Summed).Seconds(),
+		mib(got.raw), float64(got.raw)/float64(s.trace.Unique()), mib(got.sent), mib(got.wire), got.requests, c.asked.of("mesh/")+c.asked.of("packs/"))
+	b.Log(figures)
+	note(b, figures)
+	s.tell(b, c, r)
+}
+
+// note keeps figures where GRANGE_BOOT_FIGURES says, beside the benchmark's own output.
+func note(b *testing.B, line string) {
+	b.Helper()
+	path := os.Getenv("GRANGE_BOOT_FIGURES")
+	if path == "" {
+		return
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = fmt.Fprintln(f, time.Now().Format(time.TimeOnly), line)
+		err = cmpErr(err, f.Close())
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func cmpErr(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// tell logs the reads that waited longest, and what the store was asked.
+func (s *subject) tell(b *testing.B, c *cold, r Replay) {
+	b.Helper()
+	for _, a := range r.Slowest(10) {
+		b.Logf("  waited %4d ms at %6.3f s for %6d bytes at %d (chunk %d)", (a.Answered - a.Sent).Milliseconds(), a.Sent.Seconds(), a.Length, a.Offset, a.Offset>>17)
+	}
+	for _, q := range c.asked.requests[:min(len(c.asked.requests), 40)] {
+		b.Logf("  %6.3f s %4d ms %s %s %s", q.at.Seconds(), q.took.Milliseconds(), q.method, q.key, strings.TrimPrefix(q.ranges, "bytes="))
+	}
+}
