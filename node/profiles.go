@@ -14,7 +14,7 @@ import (
 func (n *Node) openProfiles(context.Context) error {
 	n.Profiles = profile.New(profile.Config{
 		Dir: n.cfg.Dir, Images: n.Images, Names: n.Names, Operations: n.Operations, Emulator: n.cfg.Instances.emulator(),
-		Traces: func(content.CID) [][]uint64 { return nil }, Members: n.readersOf, Call: n.callID,
+		Traces: n.Boots.Traces, Members: n.readersOf, Call: n.callID,
 		LayOut: func(context.Context, images.Updater, string, *catalog.Boot) error {
 			return fmt.Errorf("lay out: %w", errors.ErrUnsupported)
 		},
