@@ -288,19 +288,17 @@ func TestProductShrinks(t *testing.T) {
 // alone are the interfaces that one type of the product implements, or none, each with
 // a test that puts another in its place.
 var alone = map[string]string{
-	"blockdev.History":              "blockdev/nbd.TestDirtyBitmaps",
-	"blockdev/nbd.Exports":          "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
-	"blockdev/volume/root.Source":   "blockdev/volume.TestModel",
-	"node/fetch/setup.Announcements":      "node/fetch.TestGuestsWaitForAMember",
-	"node/instance.Library":         "node/instance.TestNothingIsReadTwice",
-	"node/instance.Registry":        "node/instance.TestTakenOver",
-	"node/membership.Network":       "node/membership.TestFarmOfAnotherMember",
-	"node/volumes.Library":          "node/volumes.TestServedLater",
-	"node/volumes/records.Registry": "node/volumes.TestNameTakenMeanwhile",
-	"origin/pack/build.Known":       "origin/pack/verify.TestEachDamageIsFound",
-	"p2p/exchange.Holder":           "p2p/exchange.TestJournalLane",
-	"p2p/exchange.Server":           "node/fetch.TestEachByteComesOnce",
-	"p2p/exchange.Responder":        "node/fetch.TestEachByteComesOnce",
+	"blockdev.History":               "blockdev/nbd.TestDirtyBitmaps",
+	"node/fetch/setup.Announcements": "node/fetch.TestGuestsWaitForAMember",
+	"node/instance.Library":          "node/instance.TestNothingIsReadTwice",
+	"node/instance.Registry":         "node/instance.TestTakenOver",
+	"node/membership.Network":        "node/membership.TestFarmOfAnotherMember",
+	"node/volumes.Library":           "node/volumes.TestServedLater",
+	"node/volumes/records.Registry":  "node/volumes.TestNameTakenMeanwhile",
+	"origin/pack/build.Known":        "origin/pack/verify.TestEachDamageIsFound",
+	"p2p/exchange.Holder":            "p2p/exchange.TestJournalLane",
+	"p2p/exchange.Server":            "node/fetch.TestEachByteComesOnce",
+	"p2p/exchange.Responder":         "node/fetch.TestEachByteComesOnce",
 }
 
 // methods returns what the named types of some sources declare or embed: by type, name
