@@ -12,8 +12,21 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
+// published is what a record says of an image.
+type published struct{ catalog.Image }
+
+// Root is what the image is.
+func (p published) Root(tb testing.TB) content.CID {
+	tb.Helper()
+	root, err := p.Head.Root.Encode(content.NewCodec())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return root.CID()
+}
+
 // record reads an image's record as the store has it.
-func (s *site) record(tb testing.TB, name string) catalog.Image {
+func (s *site) record(tb testing.TB, name string) published {
 	tb.Helper()
 	_, c, err := s.publisher.Credentials()
 	var sealed []byte
@@ -31,7 +44,7 @@ func (s *site) record(tb testing.TB, name string) catalog.Image {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return body
+	return published{body}
 }
 
 // publish writes the record of a new name into the store, signed by the publisher, whatever it says.
