@@ -234,3 +234,13 @@ func Check(ctx context.Context, cfg Config) error {
 	}
 	return nil
 }
+
+// unlessAwaited drops the error of a part that volumes can be served without, if
+// somebody waits for those of this node: of disks that nobody serves, their users hang.
+func (n *Node) unlessAwaited(part string, err error) error {
+	if err == nil || !n.awaited {
+		return err
+	}
+	n.cfg.Log.Error("this node's volumes are served without "+part, "err", err)
+	return nil
+}

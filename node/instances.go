@@ -39,6 +39,8 @@ const (
 	stepsLeast = 2
 )
 
+func (c Instances) emulator() string { return cmp.Or(c.Emulator, emulatorDefault) }
+
 func steps(n *int) int {
 	if n == nil {
 		return max(runtime.NumCPU()/4, stepsLeast)
@@ -52,7 +54,7 @@ func (n *Node) openInstances(context.Context) (err error) {
 		Dir: cmp.Or(c.Dir, filepath.Join(n.cfg.Dir, "instances")), First: cmp.Or(c.First, firstPort), Last: cmp.Or(c.Last, lastPort),
 		Provisions: steps(c.Provisions), Hydrations: steps(c.Hydrations), Limits: c.Limits, Cgroup: c.Cgroup,
 		Self: n.identity.Public(), Farm: n.Farm(), Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() },
-		Volumes: n.Volumes, Emulator: cmp.Or(c.Emulator, emulatorDefault), Lower: c.Lower, Registry: records.OfInstances{Names: n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+		Volumes: n.Volumes, Emulator: c.emulator(), Lower: c.Lower, Registry: records.OfInstances{Names: n.Names}, Library: n.Images, Operations: n.Operations, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

@@ -138,12 +138,17 @@ type candidate struct {
 	who trust.Identity
 }
 
-// candidates are the members to ask: up to membersAsked, of the farm, as its gossip
-// has proved them, and of others that have proved who they are on a connection; half
-// and half where there are enough of both. Seeds are not asked: they read public
-// content only.
+// candidates are the members to ask: up to membersAsked, those of the farm and others half
+// and half where there are enough of both.
 func (n *Node) candidates() []candidate {
-	var near, far []candidate
+	near, far := n.connected()
+	return share(near, far, membersAsked)
+}
+
+// connected are the other members of the farm, as its gossip has proved them, and those of other
+// farms that have proved who they are on a connection, by byFarms. Seeds are left out: they read
+// public content only.
+func (n *Node) connected() (near, far []candidate) {
 	if n.farm != nil {
 		for _, m := range n.farm.Members() {
 			if m.ID != n.swarm.ID() {
@@ -162,7 +167,7 @@ func (n *Node) candidates() []candidate {
 			far = append(far, c)
 		}
 	}
-	return share(near, byFarms(far), membersAsked)
+	return near, byFarms(far)
 }
 
 // byFarms orders candidates so that the first are each of another farm, then the

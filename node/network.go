@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/profile"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -193,6 +194,11 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return membership.Answer(x.n.codec, body, func(q images.WarmRequest) (images.WarmAnswer, error) {
 			return x.n.Images.AnswerWarm(ctx, from.Identity, q)
 		})
+	case profile.Method:
+		if x.n.Profiles == nil {
+			break
+		}
+		return membership.Answer(x.n.codec, body, func(q profile.Question) (profile.Answer, error) { return x.n.Profiles.Answer(from.Identity, q) })
 	case twinMethod:
 		if b, err := x.n.answerTwin(body); err == nil {
 			return b, nil

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/profile"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/upkeep"
@@ -41,10 +42,11 @@ type Node struct {
 	Operations *operations.Operations
 	Names      *records.Names
 	Images     *images.Images
-	Volumes    *volumes.Volumes // nil in a seed
-	Mounts     *mounts.Mounts   // nil in a seed
-	Instances  *instance.Hub    // nil in a seed
-	leases     *leases.Leases   // nil in a seed
+	Volumes    *volumes.Volumes  // nil in a seed
+	Mounts     *mounts.Mounts    // nil in a seed
+	Instances  *instance.Hub     // nil in a seed
+	Profiles   *profile.Profiles // nil in a seed
+	leases     *leases.Leases    // nil in a seed
 	Membership *membership.Membership
 	Boots      *boots.Boots
 	Upkeep     *upkeep.Upkeep
@@ -94,7 +96,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openBoots, n.openNames, n.openUpkeep)
 	if serves.volumes {
-		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances, n.openLeases)
+		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances, n.openProfiles, n.openLeases)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -113,16 +115,6 @@ func (n *Node) openCache(context.Context) (err error) {
 	if s := n.cache.Stats(); s.Limit < s.Quota {
 		n.cfg.Log.Warn("the disk has no room for all of the cache's quota", "quota", s.Quota, "room", s.Limit)
 	}
-	return nil
-}
-
-// unlessAwaited drops the error of a part that volumes can be served without, if
-// somebody waits for those of this node: of disks that nobody serves, their users hang.
-func (n *Node) unlessAwaited(part string, err error) error {
-	if err == nil || !n.awaited {
-		return err
-	}
-	n.cfg.Log.Error("this node's volumes are served without "+part, "err", err)
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/cmd/grange/volume"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/instance/terms"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 )
@@ -27,6 +28,7 @@ type imageCmd struct {
 	Show    imageShowCmd    `cmd:"" help:"Show one image or tag."`
 	Tag     imageTagCmd     `cmd:"" help:"Let a tag stand for an image."`
 	Promote imagePromoteCmd `cmd:"" help:"Publish a volume or a snapshot as an image."`
+	Profile imageProfileCmd `cmd:"" help:"Find out what boots of an image read, and lay it out so that they are fast where it never was."`
 	Warm    imageWarmCmd    `cmd:"" help:"Fetch all of an image into this node's cache, or those of its farm."`
 	Pin     imagePinCmd     `cmd:"" help:"Keep an image's chunks in this node's cache."`
 	Unpin   imageUnpinCmd   `cmd:"" help:"Let an image's chunks be evicted."`
@@ -44,6 +46,7 @@ type imageImportCmd struct {
 	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${formatlist}." enum:"${formats}" default:"auto"`
 	Replace bool           `help:"Publish a new version of an image that exists."`
 	Size    units.Size     `help:"Size of the file system for a directory or tar file; fitted when not given."`
+	Profile bool           `env:"-" help:"Then find out, in the background, what a boot of it reads, as image profile does."`
 }
 
 func (c *imageImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
@@ -56,7 +59,16 @@ func (c *imageImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) 
 		return err
 	}
 	defer free()
-	return app.Operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
+	err = app.Operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
+	if err != nil || !c.Profile {
+		return err
+	}
+	var op api.Operation
+	if err := app.Send(ctx, ask.Post(imagePath(c.Name)+"/profile", nil), &op); err != nil {
+		return fmt.Errorf("%s is published, and not profiled: %w", c.Name, err)
+	}
+	_, err = fmt.Fprintf(std.Err, "what a boot of it reads is found out in the background: `grange operation show %s`\n", op.ID)
+	return err
 }
 
 // sourceOf is the path of what is to be imported; what stands for the standard input is kept there until it is freed.
@@ -202,6 +214,30 @@ type imageWarmCmd struct {
 
 func (c *imageWarmCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	return app.Operate(ctx, std, "POST", imagePath(c.Name)+"/warm?all="+strconv.FormatBool(c.All), nil)
+}
+
+// imageProfileCmd has its flags from the command line alone, as instance provision has them.
+type imageProfileCmd struct {
+	imageArg
+	Runs    int        `env:"-" default:"1" help:"How often it is booted on this node, in machines that are thrown away, up to 3; 0 takes what members' guests have read alone."`
+	Memory  units.Size `env:"-" help:"What the machine has; 1G when not given." placeholder:"SIZE"`
+	CPUs    int        `name:"cpus" env:"-" help:"Its processors; one when not given." placeholder:"N"`
+	Kernel  string     `env:"-" type:"path" help:"A kernel on the node's host that is booted, in place of what the disk has for that." placeholder:"FILE"`
+	Initrd  string     `env:"-" type:"path" help:"What that is given as its first disk." placeholder:"FILE"`
+	Append  string     `env:"-" help:"And as its command line." placeholder:"TEXT"`
+	Timeout units.Span `env:"-" help:"How long a boot may take; 5m when not given. Without KVM boots take minutes."`
+	Quiet   units.Span `env:"-" help:"A boot is over when its console asks for a login, or it has read nothing new for so long; 15s when not given."`
+}
+
+func (c *imageProfileCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
+	spec := api.ProfileSpec{
+		Runs: &c.Runs, Memory: int64(c.Memory), CPUs: c.CPUs, Kernel: c.Kernel, Initrd: c.Initrd, Append: c.Append,
+		Timeout: terms.Seconds(time.Duration(c.Timeout).Seconds()), Quiet: terms.Seconds(time.Duration(c.Quiet).Seconds()),
+	}
+	if _, err := spec.WithDefaults(); err != nil {
+		return fmt.Errorf("%w: %w", ask.ErrUsage, err)
+	}
+	return app.Operate(ctx, std, "POST", imagePath(c.Name)+"/profile", spec)
 }
 
 type imagePinCmd struct{ imageArg }

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/mounts"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/profile"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
@@ -175,6 +176,7 @@ type (
 	Image         = images.Image
 	Removed       = images.Removed
 	ImportRequest = images.ImportRequest
+	ProfileSpec   = profile.Spec
 	Mount         = mounts.Mount
 	Resolved      = records.Resolved
 	VolumeSpec    = terms.Spec

@@ -46,6 +46,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Provision"
 	case reflect.TypeFor[instances.Spec]():
 		return "InstanceSpec"
+	case reflect.TypeFor[ProfileSpec]():
+		return "ProfileSpec"
 	case reflect.TypeFor[Upkeep]():
 		return "Upkeep"
 	}

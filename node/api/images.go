@@ -18,6 +18,7 @@ func (s *Server) images(a huma.API) {
 	route(a, "POST /api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *With[ExportRequest]) (*Made[Operation], error) {
 		return accepted(images.Export(in.Name, in.Body.File, in.Body.Force))
 	}, http.StatusAccepted)
+	s.profiles(a)
 	s.shelf(a, "/api/trees", content.RootTree)
 	route(a, "PUT /api/trees/{name}", "import a tree", func(ctx context.Context, in *With[ImportRequest]) (*Made[Operation], error) {
 		return accepted(images.ImportTree(ctx, in.Name, in.Body))
@@ -26,6 +27,23 @@ func (s *Server) images(a huma.API) {
 		return accepted(images.ExportTree(in.Name, in.Body.Dir, in.Body.Force))
 	}, http.StatusAccepted)
 	s.mounts(a)
+}
+
+// profiles registers how it is found out what boots of an image read.
+func (s *Server) profiles(a huma.API) {
+	profiles := s.cfg.Node.Profiles
+	if profiles == nil {
+		a = refusing(a, node.ErrNoVolumes)
+	}
+	route(a, "POST /api/images/{name}/profile", "find out what boots of an image read, on this node and others, and lay it out by that", func(_ context.Context, in *struct {
+		Named
+		Body *ProfileSpec `required:"false"`
+	}) (*Made[Operation], error) {
+		if in.Body == nil {
+			in.Body = &ProfileSpec{}
+		}
+		return accepted(profiles.Begin(in.Name, *in.Body))
+	}, http.StatusAccepted)
 }
 
 // mounts registers how trees are shown as folders of the node's host.
