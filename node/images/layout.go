@@ -134,7 +134,7 @@ func (im *Images) LayOut(ctx context.Context, op Updater, name string, list *cat
 func (im *Images) layOutAs(ctx context.Context, op Updater, name string, list *catalog.Boot) (body catalog.Image, err error) {
 	old, err := im.booted(ctx, name, list, content.Scope{})
 	if err == nil {
-		body, err = im.layOut(ctx, op, old, list.Fit())
+		body, err = im.layOut(ctx, op, old, list.Fit(catalog.BootSizeMax))
 	}
 	for try := 1; err == nil; try++ {
 		err = im.replace(ctx, old.Kind, name, im.saying(old, body), old)
