@@ -159,6 +159,7 @@ func TestLayOutRefuses(t *testing.T) {
 		"another root": {"debian", func(b *catalog.Boot) { b.Root = content.Sum(nil) }, content.ErrConflict},
 		"no image":     {"ubuntu", func(*catalog.Boot) {}, content.ErrNotFound},
 		"no runs":      {"debian", func(b *catalog.Boot) { b.Runs = 0 }, content.ErrInvalid},
+		"nothing":      {"debian", func(b *catalog.Boot) { b.Stages = nil }, content.ErrInvalid},
 		"beyond":       {"debian", func(b *catalog.Boot) { b.Stages[0].Chunks = []uint64{32} }, content.ErrInvalid},
 	} {
 		list := *good
