@@ -46,8 +46,10 @@ type Config struct {
 	Memory                 int64
 	CPUs                   int
 	Kernel, Initrd, Append string
-	// Touched is how much of the disk was read so far, in any unit. It is asked some times a second.
+	// Touched is how much of the disk was read so far, in any unit. It is asked some times a second. Of a boot that does not end
+	// by itself, nor asks for a login, less than Least is none.
 	Touched func() int
+	Least   int
 	// Timeout is how long the boot may take at most. Once it has read anything, and then for Quiet nothing that it had not read
 	// before, it is over.
 	Timeout, Quiet time.Duration
@@ -65,7 +67,7 @@ const (
 )
 
 // Boot boots a disk until its console asks for a login, it reads nothing new, it switches itself off, or its time is over; then
-// the machine is gone. It fails when the machine can't be run, or has read nothing, with the last words of its console. With
+// the machine is gone. It fails when the machine can't be run, or has not booted, with the last words of its console. With
 // ctx, and with this process, the machine ends too.
 func Boot(ctx context.Context, cfg Config) (End, error) {
 	disk, err := emulator.Copy(cfg.Device)
@@ -94,8 +96,8 @@ func Boot(ctx context.Context, cfg Config) (End, error) {
 			err = errors.Join(err, fmt.Errorf("%w: the emulator goes on although it was killed", content.ErrUnavailable))
 		}
 	}
-	if err == nil && cfg.Touched() == 0 {
-		err = fmt.Errorf("%w: the machine has read nothing of its disk, and %s", content.ErrInvalid, end)
+	if n := cfg.Touched(); err == nil && (n == 0 || n < cfg.Least && (end == Still || end == Late)) {
+		err = fmt.Errorf("%w: the machine has read %d parts of its disk, and %s: does it boot by itself, or want a kernel beside it?", content.ErrInvalid, n, end)
 	}
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w; its console said last: %q", err, said.last())
