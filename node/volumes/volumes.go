@@ -195,7 +195,9 @@ func (v *Volumes) Run(ctx context.Context) error {
 func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Collectors returns the metrics of the volumes and the doors.
-func (v *Volumes) Collectors() []prometheus.Collector { return append(v.doors.Collectors(), terms.Metrics(v.List)) }
+func (v *Volumes) Collectors() []prometheus.Collector {
+	return append(v.doors.Collectors(), terms.Metrics(v.List))
+}
 
 // turn waits until nobody else changes the volume of that name, and returns what ends the turn.
 func (v *Volumes) turn(name string) (end func()) {
@@ -204,7 +206,9 @@ func (v *Volumes) turn(name string) (end func()) {
 }
 
 // records are those of the mesh.
-func (v *Volumes) records() records.Records { return records.Records{Registry: v.cfg.Registry, Codec: v.codec} }
+func (v *Volumes) records() records.Records {
+	return records.Records{Registry: v.cfg.Registry, Codec: v.codec}
+}
 
 // device returns what is open under a name, nil if nothing is.
 func (v *Volumes) device(name string) *attached {
