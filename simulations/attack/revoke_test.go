@@ -93,7 +93,7 @@ func TestRevokedMemberIsOut(t *testing.T) {
 	}
 	o.staysOut(t, "at once", admin, other)
 	put(t, bucketOf(admin), "records/image/after", forged)
-	gossiper := gossip(t, o.hostile, "alpha", secrets.gossipKey(), admin)
+	gossiper := gossip(t, o.hostile, "alpha", secrets.Secrets.Gossip, admin)
 	never(t, "the outcast gossips on", func(ctx context.Context) bool { return listed(ctx, admin, id) })
 	if err := gossiper.Shutdown(); err != nil { // its address is the traitor's again
 		t.Fatal(err)

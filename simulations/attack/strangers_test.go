@@ -260,7 +260,7 @@ func TestGossiperWithoutCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := i.enter(t, at, stranger(), conduct{mute: true})
-	gossip(t, h, "alpha", c.gossipKey(), nodes...)
+	gossip(t, h, "alpha", c.Secrets.Gossip, nodes...)
 	never(t, "a gossiper without certificate is listed", func(ctx context.Context) bool {
 		return listed(ctx, nodes[0], h.ID().String()) || listed(ctx, nodes[1], h.ID().String())
 	})

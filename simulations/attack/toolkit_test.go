@@ -37,34 +37,14 @@ import (
 
 // This file is all that the attackers use of the product's insides.
 
-// credentials is what a thief reads of a member's file.
-type credentials struct {
-	Magic     string          `cbor:"magic"`
-	Mesh      trust.PublicKey `cbor:"mesh"`
-	Chain     trust.Chain     `cbor:"chain"`
-	Secrets   trust.Secrets   `cbor:"secrets"`
-	Origin    string          `cbor:"origin"`
-	Bootstrap []string        `cbor:"bootstrap"`
-}
-
-func (c credentials) gossipKey() [32]byte { return c.Secrets.Gossip }
-
 // steal reads what a member has in its data folder.
-func steal(t *testing.T, n *lab.Node) (trust.Signer, credentials) {
+func steal(t *testing.T, n *lab.Node) (trust.Signer, lab.Credentials) {
 	t.Helper()
-	key, err := trust.LoadKey(filepath.Join(n.Data, "identity.key"))
+	s, c, err := n.Credentials()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var c credentials
-	b, err := os.ReadFile(filepath.Join(n.Data, "membership"))
-	if err == nil {
-		err = content.NewCodec().Unmarshal(b, &c)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return trust.Signer{Key: key, Chain: c.Chain}, c
+	return s, c
 }
 
 // insight is what is known of a mesh: its public key, and the means to make the
