@@ -82,10 +82,10 @@ func TestWhatIsABoot(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			trace := New(1<<20, func() {})
 			for i := range x.chunks {
-				time.Sleep(x.each)
+				<-time.After(x.each)
 				trace.Touch(i)
 			}
-			time.Sleep(x.idle)
+			<-time.After(x.idle)
 			if over, boot := trace.Over(time.Now()); over != x.over || boot != x.boot {
 				t.Errorf("%s: over %t, a boot %t", name, over, boot)
 			}
