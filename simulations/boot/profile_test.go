@@ -87,9 +87,11 @@ func given(t *testing.T, n *lab.Node, image debian.Image, ends func() error) {
 		_, err := n.Run(t.Context(), profiles(image)...)
 		ended <- err
 	}()
-	for tick := time.Tick(200 * time.Millisecond); ; <-tick {
-		if op := profiling(t, n); op.State == "running" && op.Done > 30 {
-			break
+	for tick := time.Tick(200 * time.Millisecond); profiling(t, n).Done < 30; {
+		select {
+		case <-tick:
+		case err := <-ended:
+			t.Fatalf("it has ended by itself: %v", err)
 		}
 	}
 	if len(emulators(n)) != 1 {

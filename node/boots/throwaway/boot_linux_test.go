@@ -184,11 +184,11 @@ func TestNothingIsWrittenAndNothingWaits(t *testing.T) {
 func TestFailuresSayWhy(t *testing.T) {
 	_, cfg := disk(t, says(""))
 	full, mute, nonsense, blank := cfg, cfg, cfg, cfg
-	blank.Least, blank.Quiet = 1000, time.Second
+	blank.Least, blank.Quiet, blank.Timeout = 1000, time.Millisecond, 3*time.Second
 	nonsense.Accel = "nonsense"
 	full.Room = func() error { return content.ErrNoSpace }
 	mute.Touched, mute.Timeout = func() int { return 0 }, 3*time.Second
-	for want, cfg := range map[string]throwaway.Config{"invalid accelerator nonsense": nonsense, content.ErrNoSpace.Error(): full, "has read 0 parts of its disk, and its time was over": mute, ", and it reads nothing new": blank} {
+	for want, cfg := range map[string]throwaway.Config{"invalid accelerator nonsense": nonsense, content.ErrNoSpace.Error(): full, "has read 0 parts of its disk, and its time was over": mute, " parts of its disk, and its time was over": blank} {
 		cfg.Dir = t.TempDir()
 		if end, err := throwaway.Boot(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q, %v, want %q", end, err, want)
