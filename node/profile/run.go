@@ -42,7 +42,7 @@ func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each fun
 			each(n)
 			return n
 		},
-		Timeout: s.Timeout.Duration(), Quiet: s.Quiet.Duration(),
+		Least: touch.Least, Timeout: s.Timeout.Duration(), Quiet: s.Quiet.Duration(),
 	})
 	if err = errors.Join(err, end()); err == nil && how == throwaway.Late {
 		late = fmt.Sprintf("%s, and what it had read until then counts: give it longer with --timeout", how)
