@@ -246,7 +246,7 @@ const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as the swarm of strangers and volunteers has,
 	// the budget at the origin, the hub of instances, and the upkeep of the origin. productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 90_500, 42_000
+	productLinesMax, productLinesAim = 92_000, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.
@@ -288,20 +288,18 @@ func TestProductShrinks(t *testing.T) {
 // alone are the interfaces that one type of the product implements, or none, each with
 // a test that puts another in its place.
 var alone = map[string]string{
-	"blockdev.History":              "blockdev/nbd.TestDirtyBitmaps",
-	"blockdev/nbd.Exports":          "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
-	"blockdev/volume/root.Source":   "blockdev/volume.TestModel",
-	"node/fetch/setup.Announcements":      "node/fetch.TestGuestsWaitForAMember",
-	"node/instance.Library":         "node/instance.TestNothingIsReadTwice",
-	"node/instance.Registry":        "node/instance.TestTakenOver",
-	"node/membership.Network":       "node/membership.TestFarmOfAnotherMember",
-	"node/volumes.Library":          "node/volumes.TestServedLater",
-	"node/volumes/records.Registry": "node/volumes.TestNameTakenMeanwhile",
-	"origin/convert.Image":          "origin/convert.TestExportGivesTheSameSparseFile",
-	"origin/pack/build.Known":       "origin/pack/verify.TestEachDamageIsFound",
-	"p2p/exchange.Holder":           "p2p/exchange.TestJournalLane",
-	"p2p/exchange.Server":           "node/fetch.TestEachByteComesOnce",
-	"p2p/exchange.Responder":        "node/fetch.TestEachByteComesOnce",
+	"blockdev.History":               "blockdev/nbd.TestDirtyBitmaps",
+	"node/fetch/setup.Announcements": "node/fetch.TestGuestsWaitForAMember",
+	"node/instance.Library":          "node/instance.TestNothingIsReadTwice",
+	"node/instance.Registry":         "node/instance.TestTakenOver",
+	"node/membership.Network":        "node/membership.TestFarmOfAnotherMember",
+	"node/volumes.Library":           "node/volumes.TestServedLater",
+	"node/volumes/records.Registry":  "node/volumes.TestNameTakenMeanwhile",
+	"origin/convert.Image":           "origin/convert.TestExportGivesTheSameSparseFile",
+	"origin/pack/build.Known":        "origin/pack/verify.TestEachDamageIsFound",
+	"p2p/exchange.Holder":            "p2p/exchange.TestJournalLane",
+	"p2p/exchange.Server":            "node/fetch.TestEachByteComesOnce",
+	"p2p/exchange.Responder":         "node/fetch.TestEachByteComesOnce",
 }
 
 // methods returns what the named types of some sources declare or embed: by type, name

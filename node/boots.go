@@ -17,12 +17,15 @@ func (n *Node) openBoots(context.Context) (err error) {
 
 // bootList reports whether a root is a published image, and returns its list.
 func (n *Node) bootList(root content.CID, scope content.Scope) (*catalog.Boot, bool) {
-	k, ok := n.Names.OfRoot(root, scope)
-	if !ok || k.Kind.Space() != content.KindImage {
-		return nil, false
+	published := false
+	for k := range n.Names.ImagesOf(root, scope) {
+		body, err := catalog.DecodeImage(n.codec, k.Body)
+		published = published || err == nil
+		if body.Boot != nil {
+			return body.Boot, true
+		}
 	}
-	body, err := catalog.DecodeImage(n.codec, k.Body)
-	return body.Boot, err == nil
+	return nil, published
 }
 
 // opened is told of a volume whose disk is about to be read.

@@ -2,22 +2,15 @@ package node
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
-	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/profile"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 func (n *Node) openProfiles(context.Context) error {
 	n.Profiles = profile.New(profile.Config{
 		Dir: n.cfg.Dir, Images: n.Images, Names: n.Names, Operations: n.Operations, Emulator: n.cfg.Instances.emulator(),
-		Traces: n.Boots.Traces, Members: n.readersOf, Call: n.callID,
-		LayOut: func(context.Context, images.Updater, string, *catalog.Boot) error {
-			return fmt.Errorf("lay out: %w", errors.ErrUnsupported)
-		},
+		Traces: n.Boots.Traces, Members: n.readersOf, Call: n.callID, LayOut: n.Images.LayOut,
 		Writable: n.origin.writable, Signer: n.signer, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return nil

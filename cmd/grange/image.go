@@ -186,6 +186,9 @@ func (c *imageShowCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) er
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
 		fmt.Fprintf(w, "read from\t%s (%.2f of it)\n", ask.Sources(i.Bytes), i.Copies)
+		if i.Boot != nil {
+			fmt.Fprintf(w, "boot list\t%s\n", bootList(*i.Boot))
+		}
 		for _, h := range i.Holders {
 			share := 100 * float64(h.Chunks) / float64(max(i.Chunks, 1))
 			fmt.Fprintf(w, "held by\t%s, farm %s: %s, %.0f %%%s\n", cmp.Or(h.Name, h.ID), cmp.Or(h.Farm, "none"), units.Bytes(h.Bytes), share, ask.Prefixed(", ", h.Way))
@@ -194,6 +197,18 @@ func (c *imageShowCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) er
 			fmt.Fprintf(w, "followed\t%s%s%s\n", followed(s), ask.BySource(s.Bytes), ask.Prefixed(": ", s.Why))
 		}
 	})
+}
+
+// bootList says what an image's boots read first, and what became of that here.
+func bootList(l api.BootList) string {
+	text := fmt.Sprintf("%s, %s, of %s, made %s ago", ask.Count(l.Chunks, "chunk"), units.Bytes(int64(l.Stored)), ask.Count(l.Runs, "boot"), time.Since(l.Made).Round(time.Second))
+	switch u := l.Use; {
+	case u.Left:
+		text += fmt.Sprintf("; left out on this node, as boots here have read %.0f %% of it alone", 100*u.Share)
+	case u.Listed > 0:
+		text += fmt.Sprintf("; %s here had it, and read %.0f %% of it", ask.Count(u.Listed, "boot"), 100*u.Share)
+	}
+	return text
 }
 
 type imageTagCmd struct {

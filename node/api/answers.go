@@ -174,6 +174,7 @@ type (
 	Token         = node.Token
 	TokenRequest  = node.TokenRequest
 	Image         = images.Image
+	BootList      = images.BootList
 	Removed       = images.Removed
 	ImportRequest = images.ImportRequest
 	ProfileSpec   = profile.Spec

@@ -24,16 +24,20 @@ const (
 // first is what is wanted first. It is pure.
 type window struct {
 	size  int
-	since time.Time // of what follows
+	since time.Time // of what follows; zero before the first has come, which took a round trip more than those behind it
 	came  int
 	rate  float64 // the best so far, in bytes a second
 	full  bool    // it does not grow any more
 }
 
-func newWindow(now time.Time) *window { return &window{size: windowLeast, since: now} }
+func newWindow() *window { return &window{size: windowLeast} }
 
 // landed notes that so many bytes have come.
 func (w *window) landed(n int, now time.Time) {
+	if w.since.IsZero() {
+		w.since = now
+		return
+	}
 	w.came += n
 	took := now.Sub(w.since).Seconds()
 	if w.full || w.came < w.size || took <= 0 {
@@ -59,7 +63,7 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 	}
 	var mu sync.Mutex // guards what follows
 	var errs []error
-	w, under := newWindow(time.Now()), 0
+	w, under := newWindow(), 0
 	room := sync.NewCond(&mu)
 	defer context.AfterFunc(ctx, room.Broadcast)()
 	var all sync.WaitGroup

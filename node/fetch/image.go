@@ -105,7 +105,7 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	if !m.f.cfg.Cache.TryReadAt(id, p, off) {
 		return false
 	}
-	m.touched(index)
+	m.trace.Load().Touch(index)
 	m.countCached(p)
 	return true
 }
@@ -152,7 +152,7 @@ func (m *Image) readHere(index uint64, id content.CID, off int, p []byte) bool {
 		clear(p)
 		return true
 	}
-	m.touched(index)
+	m.trace.Load().Touch(index)
 	if m.f.cfg.Cache.ReadAt(id, p, off) != nil {
 		return false
 	}

@@ -18,13 +18,13 @@ type Part = object.Part
 // Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
 
-// Trace is what Record was given last; nil for nothing.
-func (m *Image) Trace() *touch.Trace { return m.trace.Load() }
-
-func (m *Image) touched(index uint64) {
-	if t := m.trace.Load(); t != nil {
-		t.Touch(index)
+// Touched are the chunks that guests have read by this handle, in the order of first touch; none where nothing is recorded,
+// or m is nil.
+func (m *Image) Touched() []uint64 {
+	if m == nil {
+		return nil
 	}
+	return m.trace.Load().Chunks()
 }
 
 // Listed has nothing be read ahead of guests until what it returns is called: a list is brought in that says better what

@@ -29,7 +29,8 @@ type ImportRequest struct {
 	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
 	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
 
-	gone []string // keys of packs that are not referred to: they go
+	gone []string         // keys of packs that are not referred to: they go
+	boot map[pack.ID]bool // packs that are referred to rather than others
 }
 
 // Formats is all that the Format of a request may be.
@@ -138,6 +139,8 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 		said = append(said, "made afresh, so that more is sent than has changed: only a version that this node has made of files itself is mounted here")
 	}
 	note(strings.Join(said, "\n"))
+	list := im.listOf(ctx, old)
+	req.boot = list.packs()
 	body, err := im.store(ctx, op, disk, req, old.lineage())
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
@@ -145,7 +148,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 	if body.Source = filepath.Base(req.Path); filepath.Dir(req.Path) == work.dir {
 		body.Source = "standard input" // which the command line has kept there
 	}
-	body.Files = tree
+	body.Files, body.Boot = tree, im.listFor(ctx, list, body.Head)
 	return im.replace(ctx, content.KindImage, name, body, old)
 }
 
@@ -187,7 +190,7 @@ func (im *Images) Publish(ctx context.Context, name string, body catalog.Image, 
 		return err
 	}
 	if old != nil {
-		body.Lineage = old.lineage()
+		body.Lineage, body.Boot = old.lineage(), im.listFor(ctx, im.listOf(ctx, old), body.Head)
 	}
 	return im.replace(ctx, content.KindImage, name, body, old)
 }
@@ -230,6 +233,7 @@ func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, req 
 	if err != nil {
 		return catalog.Image{}, err
 	}
+	at.first = req.boot
 	return im.build(ctx, op, build.Config{Scope: req.Scope, Size: disk.Size(), Lineage: lineage}, at, func(b *build.Builder, _ *index.Index) error {
 		err := convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
 			op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
@@ -244,16 +248,17 @@ func (im *Images) store(ctx context.Context, op Updater, disk convert.Disk, req 
 // place is where packs are stored.
 type place struct {
 	store bucket.Bucket
-	known bucket.Bucket // the same, as far as what is there may be referred to
-	dir   string        // what is remembered of that
-	swept bool          // garbage is collected there
+	known bucket.Bucket    // the same, as far as what is there may be referred to
+	dir   string           // what is remembered of that
+	swept bool             // garbage is collected there
+	first map[pack.ID]bool // packs of it that are referred to rather than others
 }
 
 // origin is the mesh's, of which some packs are not referred to.
 func (im *Images) origin(gone []string) (place, error) {
 	store, err := im.cfg.Writable()
 	known := only{store, func(key string) bool { return !slices.Contains(gone, key) }}
-	return place{store, known, filepath.Join(im.cfg.Dir, "index"), true}, err
+	return place{store: store, known: known, dir: filepath.Join(im.cfg.Dir, "index"), swept: true}, err
 }
 
 // secureEvery is how often all is kept from being collected that a long import refers to: often within the grace, as the
@@ -278,7 +283,7 @@ func goneFrom(keys []string) error {
 // fetch what it has made.
 func (im *Images) build(ctx context.Context, op Updater, cfg build.Config, at place, fill func(*build.Builder, *index.Index) error) (catalog.Image, error) {
 	known, err := index.Load(ctx, index.Config{
-		Bucket: at.known, Scopes: mayReferTo(cfg.Scope), Verifier: im.cfg.Verifier, Dir: at.dir, Now: im.cfg.Now, Log: im.cfg.Log,
+		Bucket: at.known, Scopes: mayReferTo(cfg.Scope), First: at.first, Verifier: im.cfg.Verifier, Dir: at.dir, Now: im.cfg.Now, Log: im.cfg.Log,
 	})
 	if err != nil {
 		return catalog.Image{}, err

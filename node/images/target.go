@@ -92,7 +92,7 @@ func (t *Target) Stow(ctx context.Context, op Updater, what ToStow, before conte
 	if err != nil {
 		return Away{}, nil, err
 	}
-	at := place{t.store, only{t.store, func(key string) bool { return good[key] }}, t.dir, false}
+	at := place{store: t.store, known: only{t.store, func(key string) bool { return good[key] }}, dir: t.dir}
 	body, now, err := t.im.stow(ctx, op, convert.Options{Path: what.Dir, Format: convert.Dir}, build.Config{Scope: what.Scope, Lineage: what.Lineage}, known{what.Was, &at})
 	if err != nil {
 		return Away{}, nil, fmt.Errorf("store what is in %s at %s: %w", what.Dir, t.url, err)

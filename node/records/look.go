@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"time"
 
@@ -264,17 +265,42 @@ func (n *Names) TagsOf(image string) (out []string) {
 	return out
 }
 
+// imagesMax bounds the images of one root that are told of.
+const imagesMax = 16
+
 // OfRoot returns a record that stands for a root under a scope now.
 func (n *Names) OfRoot(root content.CID, scope content.Scope) (Known, bool) {
-	for _, id := range n.index.linked(rootKey{root, scope}.link(), 1) {
-		n.mu.Lock()
-		e := n.entry(id)
-		n.mu.Unlock()
-		for _, k := range []*Known{e.said, e.heard} {
-			if k != nil && k.Head != nil && k.Root == root && k.Scope == scope {
-				return *k, true
+	for k := range n.ofRoot(root, scope, 1) {
+		return k, true
+	}
+	return Known{}, false
+}
+
+// ImagesOf yields images, trees and tags that stand for a root under a scope now, imagesMax at most.
+func (n *Names) ImagesOf(root content.CID, scope content.Scope) iter.Seq[Known] {
+	return func(yield func(Known) bool) {
+		for k := range n.ofRoot(root, scope, imagesMax) { // in the order of their spaces, of which that of images is the first
+			if k.Kind.Space() == content.KindImage.Space() && !yield(k) {
+				return
 			}
 		}
 	}
-	return Known{}, false
+}
+
+func (n *Names) ofRoot(root content.CID, scope content.Scope, limit int) iter.Seq[Known] {
+	return func(yield func(Known) bool) {
+		for _, id := range n.index.linked(rootKey{root, scope}.link(), limit) {
+			n.mu.Lock()
+			e := n.entry(id)
+			n.mu.Unlock()
+			for _, k := range []*Known{e.said, e.heard} {
+				if k != nil && k.Head != nil && k.Root == root && k.Scope == scope {
+					if !yield(*k) {
+						return
+					}
+					break
+				}
+			}
+		}
+	}
 }

@@ -158,7 +158,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		if err := change(&body); err != nil {
 			return err
 		}
-		body.Hot = merge.Hot(a.v.codec, body.Folded, a.image)
+		body.Hot = merge.Hot(a.v.codec, body.Folded, a.image.Touched())
 		r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 		if err == nil {
 			return a.keep(&r, body)

@@ -78,7 +78,7 @@ func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
 // NBD clients that connect anew go on there, a disk must not be in use. Where the other does not attach it, this node has it again.
 func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, err error) {
 	defer v.turn(name)()
-	defer during(&err, "move volume %q", name)
+	defer terms.During(&err, "move volume %q", name)
 	to, who, err := v.cfg.Member(ctx, node)
 	if err != nil {
 		return terms.View{}, err

@@ -51,7 +51,7 @@ func (v *Volumes) SetLimits(ctx context.Context, name string, l terms.Limits) (t
 // alter changes the record of a volume that is served, and then the volume.
 func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (_ terms.View, err error) {
 	defer v.turn(name)()
-	defer during(&err, "volume %q", name)
+	defer terms.During(&err, "volume %q", name)
 	a, err := v.served(ctx, name)
 	if err == nil {
 		err = a.revise(ctx, record)

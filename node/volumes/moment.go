@@ -134,7 +134,7 @@ func (v *Volumes) bucket() moment.Config {
 // Export writes what a reference stands for to a file, which is empty: holes and zeros
 // stay holes. What was written is synced when it returns.
 func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress terms.Progress) (err error) {
-	defer during(&err, "export %s", ref)
+	defer terms.During(&err, "export %s", ref)
 	m, err := v.moment(ctx, ref)
 	if err != nil {
 		return err
@@ -189,7 +189,7 @@ func (v *Volumes) past(a *attached) *moment.Past {
 // Promote publishes what a reference stands for as an image. Of a volume that is attached here all goes into chunks first.
 // What the image's scope may refer to is not sent again: for one of the volume's own farm that is everything.
 func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to terms.PromoteSpec, progress terms.Progress) (err error) {
-	defer during(&err, "promote %s to image %q", ref, to.Image)
+	defer terms.During(&err, "promote %s to image %q", ref, to.Image)
 	if err := content.KindImage.CheckName(to.Image); err != nil {
 		return err
 	}

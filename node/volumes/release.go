@@ -18,7 +18,7 @@ import (
 // and the volume this node's. One that is in use is content.ErrConflict, unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ terms.View, err error) {
 	defer v.turn(name)()
-	defer during(&err, "detach volume %q", name)
+	defer terms.During(&err, "detach volume %q", name)
 	e, _ := v.index.Get(name)
 	if err := v.detach(ctx, name, force); err != nil {
 		return terms.View{}, err

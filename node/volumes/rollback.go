@@ -19,7 +19,7 @@ import (
 // whoever serves the volume completes it before anybody reads: after a failure, a crash, or a takeover by another node.
 func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ terms.View, err error) {
 	defer v.turn(name)()
-	defer during(&err, "roll volume %q back to %s", name, id)
+	defer terms.During(&err, "roll volume %q back to %s", name, id)
 	number, err := v.mayRoll(ctx, name, id)
 	if err != nil {
 		return terms.View{}, err
@@ -89,7 +89,7 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 		return fmt.Errorf("%w: whether it is rolled back to %s@%d already, still, or not at all can't be told while the origin is away", content.ErrUnavailable, e.Name, e.Rolling)
 	}
 	ref := content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Rolling}
-	defer during(&err, "roll it back to %s, as was asked for", ref)
+	defer terms.During(&err, "roll it back to %s, as was asked for", ref)
 	if err = a.v.records().Hold(ctx, ref.RecordName()); errors.Is(err, content.ErrNotFound) { // it went before anything was written
 		return a.rolled(ctx)
 	}

@@ -16,7 +16,7 @@ import (
 // Snapshot names the volume's state of now. It is instant, and durable later, or before
 // it returns where the spec says so. The volume has to be attached to a node that answers.
 func (v *Volumes) Snapshot(ctx context.Context, name string, spec terms.SnapshotSpec) (_ terms.SnapshotView, err error) {
-	defer during(&err, "snapshot of volume %q", name)
+	defer terms.During(&err, "snapshot of volume %q", name)
 	a := v.device(name)
 	if e, _ := v.index.Get(name); a == nil || e.Reader {
 		return v.names().Snapshot(ctx, name, spec)

@@ -256,20 +256,13 @@ func (v *Volumes) Count() (n int) {
 	return n
 }
 
-// during says of an error what it kept from being done.
-func during(err *error, what string, args ...any) {
-	if *err != nil {
-		*err = fmt.Errorf(what+": %w", append(args, *err)...)
-	}
-}
-
 // Put creates a volume, or attaches one that this node has. created is false when it was here and
 // attached already. What contradicts a volume that exists is ErrConflict.
 func (v *Volumes) Put(ctx context.Context, name string, spec terms.Spec) (_ terms.View, created bool, err error) {
 	if err := content.CheckName(name); err != nil {
 		return terms.View{}, false, err
 	}
-	defer during(&err, "volume %q", name)
+	defer terms.During(&err, "volume %q", name)
 	if spec, err = spec.WithDefaults(); err == nil {
 		_, err = v.doors.Choose(spec.Transport)
 	}
@@ -465,7 +458,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec
 		return err
 	}
 	defer v.turn(name)()
-	defer during(&err, "remove volume %q", name)
+	defer terms.During(&err, "remove volume %q", name)
 	e, ok := v.index.Get(name)
 	switch why, means := v.index.Broken[name], spec.Means(e.ID); {
 	case why != nil:

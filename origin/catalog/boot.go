@@ -81,6 +81,9 @@ func (b *Boot) Chunks() (n int) {
 
 // Only returns the list of those of its chunks that is tells, and Stored in proportion; nil where it tells none.
 func (b *Boot) Only(is func(chunk uint64) bool) *Boot {
+	if b == nil {
+		return nil
+	}
 	out := &Boot{Root: b.Root, Runs: b.Runs, Made: b.Made}
 	for _, s := range b.Stages {
 		kept := BootStage{Share: s.Share}

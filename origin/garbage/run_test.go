@@ -287,7 +287,7 @@ func TestNewerBodyEndsIt(t *testing.T) {
 	if err := codec.Unmarshal(body, &fields); err != nil {
 		t.Fatal(err)
 	}
-	fields["boot"] = "a head of a later version"
+	fields["later"] = "a head of a later version"
 	if body, err = codec.Marshal(fields); err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,7 @@ type world struct {
 	signer   trust.Signer
 	verifier *trust.Verifier
 	wants    map[string]map[uint64]uint64 // the chunks of each image, by their seeds
+	packSize int                          // where packs are closed; 0 is as usual
 
 	mu    sync.Mutex // guards what follows
 	clock time.Time
@@ -137,7 +138,7 @@ func (w *world) pack(t testing.TB, what map[uint64]uint64, scope content.Scope) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := build.New(t.Context(), build.Config{Bucket: w, Scope: scope, Size: imageSize, ChunkSize: chunkSize, Known: known, Signer: w.signer, Now: w.now})
+	b, err := build.New(t.Context(), build.Config{Bucket: w, Scope: scope, Size: imageSize, ChunkSize: chunkSize, Known: known, Signer: w.signer, Now: w.now, PackSize: w.packSize})
 	if err != nil {
 		t.Fatal(err)
 	}

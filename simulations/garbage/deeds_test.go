@@ -58,7 +58,7 @@ type deed struct {
 
 func deeds() []deed {
 	return []deed{
-		{6, publish}, {3, plant}, {3, tag}, {7, remove}, {3, stow}, {2, lend}, {20, collect},
+		{6, publish}, {3, plant}, {3, tag}, {4, layOut}, {7, remove}, {3, stow}, {2, lend}, {20, collect},
 		{7, folds}, {3, snapshots}, {2, unsnaps}, {3, purges}, {3, forks},
 	}
 }
@@ -157,6 +157,29 @@ func tag(s *stage, p *process) (string, func(context.Context) error) {
 		}
 		return err
 	}
+}
+
+// layOut lays some chunks of an image out, in any order.
+func layOut(s *stage, p *process) (string, func(context.Context) error) {
+	name, order := pick(s, "a", "b", "c", "x"), s.random.Perm(chunksMax)[:1+s.random.IntN(chunksMax-1)]
+	return fmt.Sprintf("lay out %v of %s", order, name), func(ctx context.Context) error { return p.layOut(ctx, name, order) }
+}
+
+func (p *process) layOut(ctx context.Context, name string, order []int) error {
+	k, err := p.names.Lookup(ctx, content.KindImage, name, true)
+	if err != nil {
+		return err
+	}
+	list := &catalog.Boot{Root: k.Root, Runs: 1}
+	for _, i := range order {
+		if i := uint64(i); i < k.Head.Root.Shape().Chunks {
+			list.Stages = append(list.Stages, catalog.BootStage{Share: 1, Chunks: []uint64{i}})
+		}
+	}
+	if err = p.images.LayOut(ctx, updates{}, name, list); err == nil {
+		p.acks(k.Kind, name)
+	}
+	return err
 }
 
 func remove(s *stage, p *process) (string, func(context.Context) error) {

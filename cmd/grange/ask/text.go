@@ -2,6 +2,9 @@ package ask
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/units"
@@ -27,6 +30,22 @@ func Moment(t time.Time) string {
 // Sources says where bytes came from.
 func Sources(b api.Bytes) string {
 	return fmt.Sprintf("cache %s, farm %s, swarm %s, origin %s", units.Bytes(b.Cache), units.Bytes(b.Farm), units.Bytes(b.Swarm), units.Bytes(b.Origin))
+}
+
+// Span is a time of so many seconds, as people read it.
+func Span(seconds float64) string {
+	return time.Duration(seconds * float64(time.Second)).Round(time.Millisecond).String()
+}
+
+// Waits is how long was waited for what came from each source, those left out that nothing came from.
+func Waits(bySource map[string]float64) string {
+	var out []string
+	for _, source := range slices.Sorted(maps.Keys(bySource)) {
+		if seconds := bySource[source]; seconds > 0 {
+			out = append(out, source+" "+Span(seconds))
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // Count is "1 chunk" or "2 chunks".

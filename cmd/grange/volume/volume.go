@@ -124,6 +124,9 @@ func table(w io.Writer, v api.Volume) {
 		}
 	}
 	fmt.Fprintf(w, "read from\t%s\n", ask.Sources(v.Bytes))
+	if v.Blocked > 0 {
+		fmt.Fprintf(w, "waited\t%s for what was not here%s\n", ask.Span(v.Blocked), ask.Prefixed(": ", ask.Waits(v.Spent)))
+	}
 }
 
 // unconfirmed says why a volume that is served may fail flushes, where nothing else does.

@@ -3,25 +3,20 @@ package merge
 import (
 	"time"
 
-	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/touch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Hot is the list that the record of a volume is to have: what was read first since its disk m was opened, or what it has
-// already, where that was not looked at for long enough; nil where a record has no room. m may be nil.
-func Hot(c *content.Codec, of catalog.Folded, m *fetch.Image) *catalog.Boot {
+// Hot is the list that the record of a volume is to have: chunks that were read first since its disk was opened, or what it
+// has already, where these are too few to tell; nil where a record has no room.
+func Hot(c *content.Codec, of catalog.Folded, chunks []uint64) *catalog.Boot {
 	if of.Head == nil || len(of.Segments) > catalog.HotSegmentsMax {
 		return nil
 	}
 	root, err := of.Head.Root.Encode(c)
 	if err != nil {
 		return nil
-	}
-	var chunks []uint64
-	if m != nil && m.Trace() != nil {
-		chunks = m.Trace().Chunks()
 	}
 	list := of.Hot
 	if len(chunks) >= touch.Least {

@@ -46,9 +46,11 @@ type Config struct {
 	Memory                 int64
 	CPUs                   int
 	Kernel, Initrd, Append string
-	// Touched is how much of the disk was read so far, in any unit. It is asked some times a second.
+	// Touched is how much of the disk was read so far, in any unit. It is asked some times a second. Less than Least is no boot
+	// yet, unless it ends by itself or asks for a login: the kernel may take long until it reads its disk.
 	Touched func() int
-	// Timeout is how long the boot may take at most. Once it has read anything, and then for Quiet nothing that it had not read
+	Least   int
+	// Timeout is how long the boot may take at most. Once it has read Least, and then for Quiet nothing that it had not read
 	// before, it is over.
 	Timeout, Quiet time.Duration
 }
@@ -65,7 +67,7 @@ const (
 )
 
 // Boot boots a disk until its console asks for a login, it reads nothing new, it switches itself off, or its time is over; then
-// the machine is gone. It fails when the machine can't be run, or has read nothing, with the last words of its console. With
+// the machine is gone. It fails when the machine can't be run, or has not booted, with the last words of its console. With
 // ctx, and with this process, the machine ends too.
 func Boot(ctx context.Context, cfg Config) (End, error) {
 	disk, err := emulator.Copy(cfg.Device)
@@ -94,8 +96,8 @@ func Boot(ctx context.Context, cfg Config) (End, error) {
 			err = errors.Join(err, fmt.Errorf("%w: the emulator goes on although it was killed", content.ErrUnavailable))
 		}
 	}
-	if err == nil && cfg.Touched() == 0 {
-		err = fmt.Errorf("%w: the machine has read nothing of its disk, and %s", content.ErrInvalid, end)
+	if n := cfg.Touched(); err == nil && (n == 0 || n < cfg.Least && end == Late) {
+		err = fmt.Errorf("%w: the machine has read %d parts of its disk, and %s: does it boot by itself, or want a kernel beside it?", content.ErrInvalid, n, end)
 	}
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w; its console said last: %q", err, said.last())
@@ -123,7 +125,7 @@ func (cfg Config) watch(ctx context.Context, said *console, ended <-chan error) 
 		switch {
 		case said.asks():
 			return Prompt, nil
-		case last > 0 && time.Since(since) >= cmp.Or(cfg.Quiet, QuietDefault):
+		case last >= max(cfg.Least, 1) && time.Since(since) >= cmp.Or(cfg.Quiet, QuietDefault):
 			return Still, nil
 		}
 		if cfg.Room != nil {

@@ -183,11 +183,12 @@ func TestNothingIsWrittenAndNothingWaits(t *testing.T) {
 // TestFailuresSayWhy: what the emulator or the console has said last is told.
 func TestFailuresSayWhy(t *testing.T) {
 	_, cfg := disk(t, says(""))
-	full, mute, nonsense := cfg, cfg, cfg
+	full, mute, nonsense, blank := cfg, cfg, cfg, cfg
+	blank.Least, blank.Quiet, blank.Timeout = 1000, time.Millisecond, 3*time.Second
 	nonsense.Accel = "nonsense"
 	full.Room = func() error { return content.ErrNoSpace }
 	mute.Touched, mute.Timeout = func() int { return 0 }, 3*time.Second
-	for want, cfg := range map[string]throwaway.Config{"invalid accelerator nonsense": nonsense, content.ErrNoSpace.Error(): full, "has read nothing of its disk": mute} {
+	for want, cfg := range map[string]throwaway.Config{"invalid accelerator nonsense": nonsense, content.ErrNoSpace.Error(): full, "has read 0 parts of its disk, and its time was over": mute, " parts of its disk, and its time was over": blank} {
 		cfg.Dir = t.TempDir()
 		if end, err := throwaway.Boot(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q, %v, want %q", end, err, want)

@@ -22,7 +22,7 @@ const (
 	LastsMax = 5 * time.Minute
 )
 
-// Trace is one boot. Safe for concurrent use; Touch is cheap for what was touched before.
+// Trace is one boot, and a nil one of nothing. Safe for concurrent use; Touch is cheap for what was touched before.
 type Trace struct {
 	leaves []atomic.Pointer[leaf]
 	begun  func()
@@ -44,7 +44,7 @@ func New(chunks uint64, begun func()) *Trace {
 
 // Touch notes that a chunk of the image was read.
 func (t *Trace) Touch(index uint64) {
-	if t.ended.Load() {
+	if t == nil || t.ended.Load() {
 		return
 	}
 	word, bit := index%content.MapFanout/64, uint64(1)<<(index%64)
@@ -89,6 +89,9 @@ func (t *Trace) Has(index uint64) bool {
 
 // Chunks are those that were touched, in the order of their first touch, Max at most.
 func (t *Trace) Chunks() []uint64 {
+	if t == nil {
+		return nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.order[:len(t.order):len(t.order)]

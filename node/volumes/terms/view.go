@@ -192,3 +192,10 @@ func (s states) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
 	}
 }
+
+// During says of an error what it kept from being done.
+func During(err *error, what string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(what+": %w", append(args, *err)...)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/origin/garbage"
 	"github.com/grangemesh/grange/origin/garbage/check"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/simulations/origins"
@@ -124,6 +126,47 @@ func TestCopy(t *testing.T) {
 			t.Fatalf("%+v", r)
 		}
 	})
+}
+
+// TestACopyOfALaidOutImage has its list, and its packs.
+func TestACopyOfALaidOutImage(t *testing.T) {
+	w, to := newWorld(t, mem.New(t, mem.Config{})), mem.New(t, mem.Config{})
+	reader := pack.NewReader(w)
+	base, err := build.ReadBase(t.Context(), reader, w.one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, _, err := build.Relayout(t.Context(), build.Config{Bucket: w, Signer: w.Signer}, base, reader.ReadNode, func(yield func(build.Change, error) bool) {
+		for _, i := range []int{200, 3, 17} {
+			if !yield(build.Change{Index: uint64(i), Raw: origins.Chunk(1, i)}, nil) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := &catalog.Boot{Root: base.Manifest.Root, Runs: 1, Stages: []catalog.BootStage{{Share: 1, Chunks: []uint64{200}}, {Share: 1, Chunks: []uint64{3, 17}}}}
+	b, err := catalog.Image{Head: now.Head, Boot: list}.Encode(content.NewCodec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Commit(catalog.Change{Kind: content.KindImage, Name: "one", Body: b})
+	w.copy(t, to)
+	if names := w.whole(t, to); !slices.Equal(names, all()) {
+		t.Errorf("%v", names)
+	}
+	c, err := catalog.New(catalog.Config{Bucket: to, Verifier: w.Verifier})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Get(t.Context(), content.KindImage, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := catalog.DecodeImage(content.NewCodec(), r.Body); err != nil || !reflect.DeepEqual(body.Boot, list) || body.Head != now.Head {
+		t.Errorf("the copy has %+v, %v", body, err)
+	}
 }
 
 // TestNewerStays: what the copy knows better stays, and is told.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -30,4 +31,44 @@ func Relayout(ctx context.Context, cfg Config, base Base, read ReadNode, chunks 
 		return Base{}, stats, fmt.Errorf("lay out a root anew: %w", err)
 	}
 	return out, stats, nil
+}
+
+// Find returns where chunks of a disk lie; of holes, and of what is not there, nothing. It reads the nodes of the map above
+// them, each once.
+func Find(ctx context.Context, read ReadNode, head pack.Head, chunks iter.Seq[uint64]) (map[uint64]pack.Extent, error) {
+	f := finding{ctx, read, head.Scope, map[uint64]pack.Extent{}}
+	if head.Root.Map.IsHole() {
+		return f.found, nil
+	}
+	return f.found, f.below(content.Pos{Level: head.Root.Shape().Depth()}, head.Top(), slices.Sorted(chunks))
+}
+
+type finding struct {
+	ctx   context.Context
+	read  ReadNode
+	scope content.Scope
+	found map[uint64]pack.Extent
+}
+
+// below finds some rising chunks below a node.
+func (f *finding) below(at content.Pos, pair pack.Pair, chunks []uint64) error {
+	if len(chunks) == 0 {
+		return nil
+	}
+	n, err := f.read(f.ctx, f.scope, at.Level, pair)
+	for i := 0; i < content.MapFanout && len(chunks) > 0 && err == nil; i++ {
+		child := at.Child(i)
+		_, end := child.Chunks()
+		k, _ := slices.BinarySearch(chunks, end)
+		if k == 0 {
+			continue
+		}
+		if pair, ok := n.Page.ChildPair(n.Node, i); ok {
+			err = f.below(child, pair, chunks[:k])
+		} else if where, ok := n.Page.Child(i); ok {
+			f.found[child.Index] = pack.Extent{CID: n.Node.Entry(i), Location: where}
+		}
+		chunks = chunks[k:]
+	}
+	return err
 }

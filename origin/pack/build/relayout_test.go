@@ -6,11 +6,14 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
+	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 )
 
@@ -184,5 +187,40 @@ func TestALayoutIsReadInFewRequests(t *testing.T) {
 	to.forget()
 	if got, err := reader.ReadFrames(t.Context(), frames); err != nil || to.asked(mem.Get) != 1 || !bytes.Equal(got[0].Bytes()[:3], []byte{0x83, 1, 1}) {
 		t.Errorf("%d reads of the map, %v", to.asked(mem.Get), err)
+	}
+}
+
+// TestImportersReferToWhatIsOlder than a layout, unless they ask for that; and to none that nobody vouches for.
+func TestImportersReferToWhatIsOlder(t *testing.T) {
+	im, to := newImage(64, 1, 0), newMemory(t)
+	cfg := config(to, im)
+	cfg.Random = nil
+	head, _ := build(t, cfg, im)
+	laid := func(signer trust.Signer) Base {
+		cfg.Signer, cfg.Now = signer, func() time.Time { return now().Add(time.Hour) }
+		out, _, err := Relayout(t.Context(), cfg, based(t, to, head), pack.NewReader(to).ReadNode, im.listed([]uint64{7, 3}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	signed, unsigned := laid(cfg.Signer), laid(trust.Signer{})
+	at, err := Find(t.Context(), pack.NewReader(to).ReadNode, signed.Head, slices.Values([]uint64{63, 7, 3, 64, 1 << 40}))
+	if err != nil || len(at) != 3 || at[63].CID != content.Sum(im.chunks[63]) || at[7].Pack != signed.Head.Node.Pack || at[7].End() != at[3].Offset {
+		t.Errorf("%v, %v", at, err)
+	}
+	to.at = now().Add(time.Hour)
+	for name, x := range map[string]struct{ first, want pack.ID }{
+		"unasked": {"", head.Node.Pack}, "asked": {signed.Head.Node.Pack, signed.Head.Node.Pack}, "unsigned": {unsigned.Head.Node.Pack, head.Node.Pack},
+	} {
+		known, err := index.Load(t.Context(), index.Config{
+			Bucket: to, Scopes: []content.Scope{content.Mesh()}, First: map[pack.ID]bool{x.first: true}, Verifier: to.verifier, Now: cfg.Now,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, ok := known.Locate(t.Context(), content.Sum(im.chunks[7])); !ok || at.Pack != x.want {
+			t.Errorf("%s: chunk 7 is in %s, want %s", name, at.Pack, x.want)
+		}
 	}
 }

@@ -28,6 +28,8 @@ type Config struct {
 	// Verifier tells which packs a member vouches for; nil knows no members, and
 	// each frame is read before it is referred to.
 	Verifier *trust.Verifier
+	// First are packs that are referred to rather than others that are believed as much; nil for none.
+	First map[pack.ID]bool
 	// Dir caches what was read, in one file; "" caches nothing. A damaged file is
 	// read anew. Its owner is the only one who may write there.
 	Dir string

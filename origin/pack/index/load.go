@@ -261,7 +261,7 @@ func (l *loader) read(d *pack.Directory) {
 }
 
 // index sorts what was gathered. Of an object that lies in several packs, the one is
-// known that a member vouches for, then the widest scope, then the oldest: so that
+// known that a member vouches for, then those that come First, then the widest scope, then the oldest: so that
 // two importers refer to the same, and nobody is led to a pack by its name.
 func (l *loader) index() *Index {
 	x := &Index{
@@ -299,6 +299,12 @@ func (l *loader) index() *Index {
 func (l *loader) compare(a, b pack.ID) int {
 	if v := l.packs[a].vouched; v != l.packs[b].vouched {
 		if v {
+			return -1
+		}
+		return 1
+	}
+	if first := l.cfg.First[a]; first != l.cfg.First[b] {
+		if first {
 			return -1
 		}
 		return 1
