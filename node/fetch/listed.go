@@ -55,7 +55,7 @@ func (m *Image) Lay(ctx context.Context, list []uint64) ([]Part, error) {
 		if err != nil {
 			return nil, m.why(err)
 		}
-		if ok && !m.f.cfg.Cache.Has(o.ID) {
+		if ok && !m.f.cfg.Cache.Has(o.ID) && !m.f.cfg.Cache.Full() { // which would not keep it
 			laid.Add(o)
 		}
 	}

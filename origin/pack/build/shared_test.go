@@ -22,11 +22,12 @@ func TestRootsShareAPack(t *testing.T) {
 			m := newMemory(t)
 			shared, hold := new(Shared), make(chan struct{})
 			images, heads, errs := make([]image, roots), make([]pack.Head, roots), make([]error, roots)
-			m.fault = func(put int, _ string) mem.Fault {
+			var second string // of the shared packs; set before hold is closed
+			m.fault = func(put int, key string) mem.Fault {
 				if put == 0 {
 					<-hold // until the others are built
 				}
-				if fails && put < 2 { // the shared ones
+				if fails && (put == 0 || key == second) {
 					return mem.Fault{Err: content.ErrForbidden}
 				}
 				return mem.Fault{}
@@ -61,7 +62,7 @@ func TestRootsShareAPack(t *testing.T) {
 				shared.building.Lock()
 				if b := shared.filling; b != nil {
 					_, entries := b.w.Mark()
-					full = entries >= (roots-1)*(5+4)*pack.EntrySize
+					full, second = entries >= (roots-1)*(5+4)*pack.EntrySize, b.w.ID().Key()
 				}
 				shared.building.Unlock()
 			}
