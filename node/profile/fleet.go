@@ -93,5 +93,8 @@ func (p *Profiles) askOne(ctx context.Context, id string, question []byte) ([][]
 	if err == nil {
 		err = p.cfg.Codec.Unmarshal(body, &a)
 	}
-	return a.Traces[:min(len(a.Traces), tracesMax)], err
+	if err != nil {
+		return nil, err
+	}
+	return a.Traces[:min(len(a.Traces), tracesMax)], nil
 }

@@ -154,7 +154,7 @@ func (p *Profiles) profile(ctx context.Context, op *operations.Operation, name s
 	if list == nil {
 		return fmt.Errorf("%w: no member has recorded a boot of what it stands for now: have it booted here, with `grange image profile %s --runs 1`", content.ErrNotFound, name)
 	}
-	said = append([]string{fmt.Sprintf("%d chunks, of %d boots for this, %d of this node's guests and %d of other members'", list.Chunks(), len(traces), len(own), len(others))}, said...)
+	said = append([]string{fmt.Sprintf("%d chunks; boots: %d for this, %d of this node's guests, %d of other members'", list.Chunks(), len(traces), len(own), len(others))}, said...)
 	op.Update(func(v *operations.View) { v.Unit, v.Done, v.Note = "", 0, strings.Join(said, "\n") })
 	return p.cfg.LayOut(ctx, op, name, list)
 }

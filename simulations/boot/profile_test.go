@@ -69,7 +69,7 @@ func TestProfile(t *testing.T) {
 	}
 	out := run(t, n, profiles(image)...)
 	t.Log(out)
-	said := regexp.MustCompile(`(\d+) chunks, of 1 boots for this`).FindStringSubmatch(out)
+	said := regexp.MustCompile(`(\d+) chunks; boots: 1 for this`).FindStringSubmatch(out)
 	if said == nil {
 		t.Fatalf("it says %q", out)
 	}
