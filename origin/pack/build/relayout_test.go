@@ -96,6 +96,29 @@ func inOrder(t *rapid.T, from *memory, head pack.Head, im image, order []uint64,
 	}
 }
 
+// TestALayoutTakesLess than what was stored first, of what compresses.
+func TestALayoutTakesLess(t *testing.T) {
+	im, to := newImage(16, 1, 0), newMemory(t)
+	words, random := make([][]byte, 500), rand.New(rand.NewPCG(1, 2))
+	for i := range words {
+		words[i] = chunkOf(uint64(i), 4+2*random.IntN(12))
+	}
+	for i := range im.chunks {
+		var raw []byte
+		for len(raw) < testChunk {
+			raw = append(raw, words[random.IntN(1+random.IntN(len(words)))]...)
+		}
+		im.chunks[i] = raw[:testChunk]
+	}
+	cfg := config(to, im)
+	cfg.Random = nil
+	head, first := build(t, cfg, im)
+	_, laid, err := Relayout(t.Context(), cfg, based(t, to, head), pack.NewReader(to).ReadNode, changing(im.chunks))
+	if err != nil || laid.NewChunks != 16 || laid.NewStoredBytes >= first.NewStoredBytes || first.NewStoredBytes >= uint64(im.size) {
+		t.Errorf("%d of %d bytes were stored first, and then %d: %v", first.NewStoredBytes, im.size, laid.NewStoredBytes, err)
+	}
+}
+
 func TestALayoutIsRefused(t *testing.T) {
 	im, to := newImage(64, 1, 0), newMemory(t)
 	cfg := config(to, im)
