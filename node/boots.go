@@ -16,13 +16,14 @@ func (n *Node) openBoots(context.Context) (err error) {
 }
 
 // bootList reports whether a root is a published image, and returns its list.
-func (n *Node) bootList(root content.CID, scope content.Scope) (*catalog.Boot, bool) {
-	published := false
-	for k := range n.Names.ImagesOf(root, scope) {
-		body, err := catalog.DecodeImage(n.codec, k.Body)
-		published = published || err == nil
-		if body.Boot != nil {
-			return body.Boot, true
+func (n *Node) bootList(root content.CID) (list *catalog.Boot, published bool) {
+	for _, scope := range []content.Scope{content.Mesh(), content.Public(), content.Farm(n.Farm())} { // a volume's is its farm's, whatever its image's
+		for k := range n.Names.ImagesOf(root, scope) {
+			body, err := catalog.DecodeImage(n.codec, k.Body)
+			published = published || err == nil
+			if body.Boot != nil {
+				return body.Boot, true
+			}
 		}
 	}
 	return nil, published
@@ -30,5 +31,5 @@ func (n *Node) bootList(root content.CID, scope content.Scope) (*catalog.Boot, b
 
 // opened is told of a volume whose disk is about to be read.
 func (n *Node) opened(m *fetch.Image, name string, body catalog.Volume) {
-	n.Boots.Opened(m, boots.Disk{Name: name, Scope: body.Head.Scope, Lineage: body.Lineage, Hot: body.Hot})
+	n.Boots.Opened(m, boots.Disk{Name: name, Lineage: body.Lineage, Hot: body.Hot})
 }

@@ -39,8 +39,7 @@ const (
 type Disk struct {
 	// Name is what its volume is called.
 	Name string
-	// Scope is that of the root, and Lineage are those before it, the nearest first.
-	Scope   content.Scope
+	// Lineage are the roots before its own, the nearest first.
 	Lineage []content.CID
 	// Hot are the chunks that were read first the last time, nil for not known.
 	Hot *catalog.Boot
@@ -51,7 +50,7 @@ type Config struct {
 	// Dir is where what was recorded is kept; a loss of it is none.
 	Dir string
 	// Image reports whether an image is published that is this root, and returns its list, nil for none.
-	Image func(root content.CID, scope content.Scope) (list *catalog.Boot, ok bool)
+	Image func(root content.CID) (list *catalog.Boot, ok bool)
 	Codec *content.Codec
 	Now   func() time.Time
 	Log   *slog.Logger
@@ -136,7 +135,7 @@ func (b *Boots) list(root content.CID, d Disk) *catalog.Boot {
 		return d.Hot
 	}
 	for _, root := range append([]content.CID{root}, d.Lineage...) {
-		if list, _ := b.cfg.Image(root, d.Scope); list != nil {
+		if list, _ := b.cfg.Image(root); list != nil {
 			return list
 		}
 	}
@@ -179,7 +178,7 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	}
 	b.chunk.WithLabelValues("true").Add(float64(read))
 	b.chunk.WithLabelValues("false").Add(float64(len(r.list) - read))
-	if _, published := b.cfg.Image(r.root, r.disk.Scope); !published {
+	if _, published := b.cfg.Image(r.root); !published {
 		return // what it reads next time its own record says
 	}
 	if err := b.book.note(r.root, boot{b.cfg.Now().Unix(), r.trace.Chunks(), r.made, len(r.list), read}); err != nil {

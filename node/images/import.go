@@ -189,8 +189,12 @@ func (im *Images) Publish(ctx context.Context, name string, body catalog.Image, 
 	if err != nil {
 		return err
 	}
-	if old != nil {
-		body.Lineage, body.Boot = old.lineage(), im.listFor(ctx, im.listOf(ctx, old), body.Head)
+	list := im.listOf(ctx, old)
+	if list == nil {
+		list = im.inherited(ctx, body)
+	}
+	if body.Boot = im.listFor(ctx, list, body.Head); old != nil {
+		body.Lineage = old.lineage()
 	}
 	return im.replace(ctx, content.KindImage, name, body, old)
 }

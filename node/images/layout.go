@@ -225,6 +225,20 @@ func (im *Images) listOf(ctx context.Context, old *version) *laid {
 	return l
 }
 
+// inherited is the list of an image that another was made from, by a volume; nil for none that is known here.
+func (im *Images) inherited(ctx context.Context, body catalog.Image) *laid {
+	for _, root := range body.Lineage {
+		for _, scope := range mayReferTo(body.Head.Scope) {
+			for k := range im.cfg.Names.ImagesOf(root, scope) {
+				if from, err := catalog.DecodeImage(im.cfg.Codec, k.Body); err == nil && from.Boot != nil {
+					return im.listOf(ctx, &version{k, from})
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // listFor returns what of a list holds for another version, which has the same chunks at the same places; nil where that is
 // too little.
 func (im *Images) listFor(ctx context.Context, l *laid, head pack.Head) *catalog.Boot {

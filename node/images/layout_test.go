@@ -286,6 +286,15 @@ func TestANewVersionKeepsTheList(t *testing.T) {
 	if again := im.version(t, "debian"); !reflect.DeepEqual(again.body.Boot, now.body.Boot) {
 		t.Errorf("promoted over, the list is %+v", again.body.Boot)
 	}
+	promoted.Lineage = []content.CID{content.Sum(nil), now.Root}
+	for _, name := range []string{"golden", "golden"} { // and so does one that was made from it
+		if err := im.Publish(t.Context(), name, promoted, true); err != nil {
+			t.Fatal(err)
+		}
+		if made := im.version(t, name); !reflect.DeepEqual(made.body.Boot, now.body.Boot) {
+			t.Errorf("made from it, the list is %+v", made.body.Boot)
+		}
+	}
 	if now := change(20, 30, 3); now.body.Boot != nil {
 		t.Errorf("of a list of five chunks two are left: %+v", now.body.Boot)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/boots"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/operations"
@@ -59,6 +60,9 @@ func newWorldOver(t *testing.T, store bucket.Bucket) *world {
 	}
 	cfg.Operations = operations.New(cfg.Log, cfg.Now)
 	cfg.Fetcher = newFetcher(t, cfg, store)
+	if cfg.Boots, err = boots.New(boots.Config{Dir: t.TempDir(), Codec: cfg.Codec, Now: cfg.Now, Log: cfg.Log}); err != nil {
+		t.Fatal(err)
+	}
 	recall := func(kind content.Kind, name string) (catalog.Record, bool) { return cfg.Names.Recall(kind, name) }
 	kept, err := catalog.New(catalog.Config{Bucket: store, Verifier: cfg.Verifier, Signer: cfg.Signer, Recall: recall})
 	if err != nil {

@@ -155,10 +155,11 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 			return fmt.Errorf("%w: its record can't be read or written now", content.ErrUnavailable)
 		}
 		body.Segments, body.Holders, body.Lineage = slices.Clone(body.Segments), slices.Clone(body.Holders), slices.Clone(body.Lineage)
+		hot := body.Hot
 		if err := change(&body); err != nil {
 			return err
 		}
-		body.Hot = merge.Hot(a.v.codec, body.Folded, a.image.Touched())
+		body.Hot = merge.Hot(a.v.codec, body.Folded, hot, a.image.Touched())
 		r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 		if err == nil {
 			return a.keep(&r, body)

@@ -104,8 +104,8 @@ func (b *Boot) Only(is func(chunk uint64) bool) *Boot {
 	return out
 }
 
-// Fit returns as much of a list as so many bytes have room for, BootSizeMax at most: what the fewest runs read goes first, and of that
-// what is wanted last. Stages are as those of a record but for how many there are.
+// Fit returns as much of a list as so many bytes have room for, BootSizeMax at most: what the fewest runs read goes first,
+// and of that what is wanted last. Stages are as those of a record but for how many there are.
 func (b *Boot) Fit(size int) *Boot {
 	var order []uint64 // in which they go
 	stages := slices.Clone(b.Stages)

@@ -47,7 +47,7 @@ func TestGoldenBoot(t *testing.T) {
 		t.Errorf("%d chunks are wanted as %d", b.Chunks(), got)
 	}
 	var none *Boot
-	if empty := boot(t, 1); none.Chunks() != 0 || none.Only(func(uint64) bool { return true }) != nil || empty.Fit() != nil {
+	if empty := boot(t, 1); none.Chunks() != 0 || none.Only(func(uint64) bool { return true }) != nil || empty.Fit(BootSizeMax) != nil {
 		t.Error("no list has chunks")
 	}
 	if fit := b.Fit(BootSizeMax); !reflect.DeepEqual(fit, b) {

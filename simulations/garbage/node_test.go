@@ -11,6 +11,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/boots"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
@@ -137,8 +138,12 @@ func (p *process) build() (err error) {
 	if err != nil {
 		return err
 	}
+	booted, err := boots.New(boots.Config{Dir: filepath.Join(p.dir, "boots"), Codec: p.s.codec, Now: p.now, Log: quiet})
+	if err != nil {
+		return err
+	}
 	p.images = images.New(images.Config{
-		Dir: p.dir, Names: p.names, Fetcher: fetcher, Cache: p.cache, Operations: p.work, Self: p.String(), Mesh: func() int { return 3 },
+		Dir: p.dir, Names: p.names, Fetcher: fetcher, Boots: booted, Cache: p.cache, Operations: p.work, Self: p.String(), Mesh: func() int { return 3 },
 		Readable: func() bucket.Bucket { return store }, Writable: func() (bucket.Bucket, error) { return store, nil },
 		Suspect: func(context.Context, ...pack.ID) {}, Signer: p.signer, Verifier: verifier, Codec: p.s.codec, Now: p.now, Log: quiet,
 	})

@@ -9,8 +9,8 @@ import (
 )
 
 // Hot is the list that the record of a volume is to have: chunks that were read first since its disk was opened, or what it
-// has already, where these are too few to tell; nil where a record has no room.
-func Hot(c *content.Codec, of catalog.Folded, chunks []uint64) *catalog.Boot {
+// had, where these are too few to tell; nil where a record has no room.
+func Hot(c *content.Codec, of catalog.Folded, had *catalog.Boot, chunks []uint64) *catalog.Boot {
 	if of.Head == nil || len(of.Segments) > catalog.HotSegmentsMax {
 		return nil
 	}
@@ -18,10 +18,15 @@ func Hot(c *content.Codec, of catalog.Folded, chunks []uint64) *catalog.Boot {
 	if err != nil {
 		return nil
 	}
-	list := of.Hot
+	list := had
 	if len(chunks) >= touch.Least {
 		list = Merge(root.CID(), time.Now(), [][]uint64{chunks})
 	}
+	if list == nil {
+		return nil
+	}
+	shape := of.Head.Root.Shape()
+	list = list.Only(func(chunk uint64) bool { return chunk < shape.Chunks }) // it may have been rolled back to when it was smaller
 	if list == nil {
 		return nil
 	}

@@ -1,0 +1,97 @@
+package volumes
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/touch"
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack/build"
+)
+
+const hotChunks = 3 * touch.Least
+
+// TestAVolumeBringsWhatWasReadFirst: its record says what was read first when it was in use the last time, and whoever opens
+// it next is told. What is written and folded meanwhile changes none of that; a use that reads next to nothing neither.
+func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
+	p := newPair(t)
+	b, err := build.New(t.Context(), build.Config{Bucket: p.shelf.bucket, Scope: content.Mesh(), Size: hotChunks * content.ChunkSizeDefault})
+	for i := range uint64(hotChunks) {
+		err = errors.Join(err, b.Add(t.Context(), i, bytes.Repeat([]byte{byte(i + 1)}, content.ChunkSizeDefault)))
+	}
+	if err == nil {
+		p.shelf.head, _, err = b.Finish(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var told *catalog.Boot
+	for _, w := range []*world{p.a, p.b} {
+		w.cfg.Library = p.shelf
+		w.cfg.Opened = func(m *fetch.Image, _ string, body catalog.Volume) {
+			m.Record(touch.New(m.Root().Shape().Chunks, func() {}))
+			mu.Lock()
+			defer mu.Unlock()
+			told = body.Hot
+		}
+		w.run(t)
+	}
+	spec := Spec{}
+	spec.From = content.Ref{Kind: content.KindImage, Name: "debian"}
+	p.a.put(t, "disk", spec)
+	if told != nil {
+		t.Fatalf("a new volume was read before: %+v", told)
+	}
+	order := []uint64{}
+	for i := range uint64(2 * touch.Least) {
+		order = append(order, (i*7+5)%hotChunks)
+	}
+	use := func(w *world, chunks []uint64) {
+		t.Helper()
+		for _, i := range chunks {
+			if err := w.device("disk").vol.ReadAt(t.Context(), make([]byte, 512), int64(i)*content.ChunkSizeDefault); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := w.device("disk").vol.WriteAt(t.Context(), make([]byte, 4096), int64(order[0])*content.ChunkSizeDefault, false)
+		if err == nil {
+			err = w.device("disk").folds.Run(t.Context(), fold.Chunks)
+		}
+		if err == nil {
+			_, err = w.Detach(t.Context(), "disk", true)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	knows := func(name string) {
+		t.Helper()
+		_, body, err := p.a.records().Volume(t.Context(), "disk")
+		if err != nil || body.State != catalog.Released || body.Hot == nil {
+			t.Fatalf("%s: %+v, %v", name, body, err)
+		}
+		if got := slices.Sorted(body.Hot.All()); !slices.Equal(got, slices.Sorted(slices.Values(order))) {
+			t.Errorf("%s: its record has %v, and %v were read", name, got, order)
+		}
+	}
+	use(p.a, order)
+	knows("used")
+	p.b.put(t, "disk", Spec{})
+	if told == nil || told.Chunks() != len(order) {
+		t.Errorf("where it moved to, %+v is told", told)
+	}
+	use(p.b, order[:touch.Least/2])
+	knows("looked at")
+	p.a.put(t, "disk", Spec{Takeover: false})
+	if v := p.a.state(t, "disk"); v != terms.StateAttached {
+		t.Errorf("it is %s", v)
+	}
+}
