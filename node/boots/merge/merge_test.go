@@ -100,7 +100,7 @@ func TestWhatIsWantedFirstComesFirst(t *testing.T) {
 		var all [][]uint64
 		rank := map[uint64]int{}
 		for range rapid.IntRange(1, 3).Draw(t, "boots") {
-			trace := rapid.SliceOfNDistinct(rapid.Uint64Range(0, 400), 1, 200, rapid.ID).Draw(t, "trace")
+			trace := rapid.SliceOfNDistinct(rapid.Uint64Range(0, 400), 100, 200, rapid.ID).Draw(t, "trace")
 			for i, chunk := range trace {
 				if was, ok := rank[chunk]; !ok || i < was {
 					rank[chunk] = i
@@ -146,6 +146,9 @@ func TestOneMemberDoesNotFillTheList(t *testing.T) {
 				t.Errorf("%d boots and a lie: chunk %d is missing", n, chunk)
 			}
 		}
+	}
+	if list := merge.Merge(id, time.Now(), slices.Repeat([][]uint64{boot}, catalog.BootRunsMax+1)); list.Runs != catalog.BootRunsMax {
+		t.Errorf("it is made of %d boots", list.Runs)
 	}
 	for _, none := range [][][]uint64{nil, {{}}, {make([]uint64, catalog.BootChunksMax+1)}} {
 		if list := merge.Merge(id, time.Now(), none); list != nil {
