@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/grangemesh/grange/node/boots/merge"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/debian"
 	"github.com/grangemesh/grange/simulations/netns"
 )
@@ -29,6 +31,7 @@ type subject struct {
 	trace Trace
 	raw   *os.File
 	local map[float64]Replay
+	list  *catalog.Boot // once it is published
 }
 
 // newSubject makes an image, and has it read from its file.
@@ -110,7 +113,7 @@ func BenchmarkColdBoot(b *testing.B) {
 			b.Logf("%s: %d reads, %.1f MiB in blocks of their own, over %.1f s", kind, len(s.trace), mib(s.trace.Unique()), s.trace[len(s.trace)-1].Answered.Seconds())
 			site := s.published(b)
 			for _, w := range ways() {
-				for _, m := range []mode{noList, listOnly, whole} {
+				for _, m := range []mode{noList, listOnly, layout, whole} {
 					for _, speed := range []float64{recorded, quick} {
 						b.Run(fmt.Sprintf("%s/%s/%g", w.name, m, speed), func(b *testing.B) {
 							for b.Loop() {
@@ -129,11 +132,26 @@ func (s *subject) published(b *testing.B) *site {
 	b.Helper()
 	site := newSite(b)
 	began := time.Now()
-	run(b, site.publisher, "image", "import", string(noList), s.image.Disk)
-	plain := site.record(b, string(noList))
-	list := merge.Merge(plain.Root(b), time.Now(), [][]uint64{s.trace.Chunks(int64(plain.Head.Root.ChunkSize))})
-	site.publishAs(b, string(listOnly), plain.Image, list)
-	b.Logf("%s: published in %s; %d chunks are read, %d listed", s.name, seconds(time.Since(began)), len(s.trace.Chunks(int64(plain.Head.Root.ChunkSize))), list.Chunks())
+	for _, m := range []mode{noList, layout} {
+		run(b, site.publisher, "image", "import", string(m), s.image.Disk)
+	}
+	b.Logf("%s: published in %s", s.name, seconds(time.Since(began)))
+	began = time.Now()
+	args := []string{"image", "profile", string(layout)}
+	if s.image.Kernel != "" {
+		args = append(args, "--kernel", s.image.Kernel, "--initrd", s.image.Initrd, "--append", debian.KernelArguments)
+	}
+	run(b, site.publisher, args...)
+	s.list = site.record(b, string(layout)).Boot
+	site.publishAs(b, string(listOnly), site.record(b, string(noList)).Image, s.list)
+	read, listed := s.trace.Chunks(content.ChunkSizeDefault), slices.Collect(s.list.All())
+	var both int
+	for _, chunk := range read {
+		if slices.Contains(listed, chunk) {
+			both++
+		}
+	}
+	b.Logf("%s: profiled in %s; %d chunks are read, %d listed, of %.1f MiB stored, %d both", s.name, seconds(time.Since(began)), len(read), len(listed), mib(int64(s.list.Stored)), both)
 	return site
 }
 
@@ -162,9 +180,10 @@ func (s *subject) measure(b *testing.B, site *site, w way, m mode, speed float64
 	}
 	got := c.since()
 	blocked := (before + r.Wall - local.Wall).Seconds()
-	figures := fmt.Sprintf("%-8s %-18s %-18s × %-4g blocked %6.2f s (create %s; waits: union +%.2f s, sum +%.2f s)  raw %6.1f MiB = %.2f × read  store sent %6.1f MiB  line %6.1f MiB  requests %4d (%d of packs)",
-		s.name, w.name, m, speed, blocked, seconds(created), (r.Waiting - local.Waiting).Seconds(), (r.Summed - local.Summed).Seconds(),
-		mib(got.raw), float64(got.raw)/float64(s.trace.Unique()), mib(got.sent), mib(got.wire), got.requests, c.asked.of("mesh/")+c.asked.of("packs/"))
+	packs := c.asked.of("packs/")
+	figures := fmt.Sprintf("%-7s %-17s %-6s × %-3g blocked %6.2f s (create %s, waits +%.2f s) raw %5.1f MiB = %.2f × read; stored %5.1f, line %5.1f MiB; requests %3d, %3d of packs = %.2f a MiB of the list",
+		s.name, w.name, m, speed, blocked, seconds(created), (r.Waiting - local.Waiting).Seconds(),
+		mib(got.raw), float64(got.raw)/float64(s.trace.Unique()), mib(got.sent), mib(got.wire), got.requests, packs, float64(packs)/mib(int64(s.list.Stored)))
 	b.Log(figures)
 	note(b, figures)
 	s.tell(b, c, r)

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/simulations/lab"
 	"github.com/grangemesh/grange/simulations/netns"
 )
@@ -107,12 +106,10 @@ func (a *asked) of(prefix string) (n int) {
 // cold is a member that holds nothing, alone in its farm, behind a line to all others.
 type cold struct {
 	*lab.Node
-	s     *site
-	asked asked
-	front *lab.Front
-	down  int64
-	sent  int64
-	bytes fetch.Bytes
+	s      *site
+	asked  asked
+	front  *lab.Front
+	before came
 }
 
 // cold starts one, and has the publisher stop: all that there is, the store has.
@@ -151,24 +148,6 @@ func (c *cold) end() {
 	}
 }
 
-// mark begins a measurement, and since returns what came from then on.
-func (c *cold) mark() {
-	c.s.tb.Helper()
-	c.bytes = c.now()
-	c.sent = c.front.Sent("")
-	_, c.down = c.Host.Carried()
-	c.asked.reset()
-}
-
-func (c *cold) now() fetch.Bytes {
-	c.s.tb.Helper()
-	b, err := c.Bytes(c.s.tb.Context())
-	if err != nil {
-		c.s.tb.Fatal(err)
-	}
-	return b
-}
-
 // came is what a cold member has brought in.
 type came struct {
 	raw      int64 // of chunks
@@ -177,14 +156,23 @@ type came struct {
 	requests int   // at the store
 }
 
+// mark begins a measurement, and since returns what came from then on.
+func (c *cold) mark() {
+	c.s.tb.Helper()
+	c.before = came{}
+	c.asked.reset()
+	c.before = c.since()
+	c.asked.reset()
+}
+
 func (c *cold) since() came {
 	c.s.tb.Helper()
-	b := c.now()
-	_, down := c.Host.Carried()
-	return came{
-		raw: b.Origin + b.Farm + b.Swarm - c.bytes.Origin - c.bytes.Farm - c.bytes.Swarm, sent: c.front.Sent("") - c.sent,
-		wire: down - c.down, requests: c.asked.of(""),
+	raw, err := c.Metric(c.s.tb.Context(), "grange_cache_chunk_bytes")
+	if err != nil {
+		c.s.tb.Fatal(err)
 	}
+	_, down := c.Host.Carried()
+	return came{int64(raw) - c.before.raw, c.front.Sent("") - c.before.sent, down - c.before.wire, c.asked.of("") - c.before.requests}
 }
 
 // boots creates a volume and reads of it what a guest would.

@@ -88,6 +88,9 @@ func BuildKind(ctx context.Context, kind Kind, dir string, log io.Writer) (Image
 	return img, nil
 }
 
+// KernelArguments are those of a kernel that is given to qemu.
+const KernelArguments = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
+
 // Command returns a qemu that boots the image from drive, a file or an NBD URI,
 // with the console on its standard output. Guest writes reach the drive.
 func (img Image) Command(ctx context.Context, drive string) *exec.Cmd {
@@ -97,7 +100,7 @@ func (img Image) Command(ctx context.Context, drive string) *exec.Cmd {
 		"-drive", "file=" + drive + ",format=raw,if=virtio,cache=none,aio=threads,discard=unmap", "-device", "virtio-rng-pci",
 	}
 	if img.Kernel != "" {
-		args = append(args, "-kernel", img.Kernel, "-initrd", img.Initrd, "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0")
+		args = append(args, "-kernel", img.Kernel, "-initrd", img.Initrd, "-append", KernelArguments)
 	}
 	return exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 }
