@@ -25,7 +25,7 @@ func TestHotFits(t *testing.T) {
 		if before := rapid.SliceOfNDistinct(index, 0, 200, rapid.ID[uint64]).Draw(r, "had"); len(before) > 0 {
 			had = Merge(content.Sum(nil), time.Now(), [][]uint64{before})
 		}
-		of := catalog.Folded{Head: head, Segments: make([]content.SegmentRef, rapid.IntRange(0, 12).Draw(r, "segments"))}
+		of := catalog.Folded{Head: head, Segments: make([]content.SegmentRef, rapid.IntRange(0, catalog.HotSegmentsMax+4).Draw(r, "segments"))}
 		hot := Hot(c, of, had, read)
 		if hot == nil {
 			return
