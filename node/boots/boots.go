@@ -81,16 +81,16 @@ type recording struct {
 	made  int64
 }
 
-// New reads what was recorded.
-func New(cfg Config) (*Boots, error) {
+// New reads what was recorded. Where that can't be, there is nothing.
+func New(cfg Config) *Boots {
 	book, err := openBook(cfg.Dir, cfg.Codec)
 	if err != nil {
-		return nil, fmt.Errorf("boots: %w", err)
+		cfg.Log.Warn("what boots on this node have read can't be read, or kept", "folder", cfg.Dir, "err", err)
 	}
 	return &Boots{
 		cfg: cfg, turns: turns.New[struct{}](replaysMax), book: book,
 		chunk: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: "boot", Name: "listed_chunks_total", Help: "Chunks of boot lists that guests had read by the end of a boot, and that they had not."}, []string{"read"}),
-	}, nil
+	}
 }
 
 // Run has lists brought in and boots recorded until ctx ends.
@@ -131,9 +131,8 @@ func (b *Boots) Opened(m *fetch.Image, d Disk) {
 	m.Record(r.trace)
 	if list := b.list(r.root, d); list != nil && b.book.worth(r.root, list.Made) {
 		r.list, r.made = slices.Collect(list.All()), list.Made
-		over := m.Listed()
 		b.start(func(ctx context.Context) {
-			defer over()
+			defer m.Listed()()
 			b.replay(ctx, m, list)
 		})
 	}
@@ -154,7 +153,7 @@ func (b *Boots) list(root content.CID, d Disk) *catalog.Boot {
 
 // replay brings in a list. Those who want the same one at once wait for the first.
 func (b *Boots) replay(ctx context.Context, m *fetch.Image, list *catalog.Boot) {
-	_, _, _ = b.flights.Do(fmt.Sprint(list.Root, list.Made), func() (any, error) {
+	_, _, _ = b.flights.Do(fmt.Sprint(*list), func() (any, error) {
 		begun := time.Now()
 		give, err := b.turns.Take(ctx, struct{}{}, 1)
 		if err != nil {
