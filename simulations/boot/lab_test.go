@@ -46,7 +46,7 @@ func newSite(tb testing.TB) *site {
 	if s.store, err = l.StartStore(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	if s.publisher, err = l.Start(tb.Context(), "publishers", s.store.URL); err != nil {
+	if s.publisher, err = l.Start(tb.Context(), "publishers", s.store.URL, "--instance-emulator", "tcg"); err != nil {
 		tb.Fatal(err)
 	}
 	return s
