@@ -131,6 +131,13 @@ func BenchmarkColdBoot(b *testing.B) {
 func (s *subject) published(b *testing.B) *site {
 	b.Helper()
 	site := newSite(b)
+	s.publish(b, site)
+	return site
+}
+
+// publish has a site publish the image by its names.
+func (s *subject) publish(b *testing.B, site *site) {
+	b.Helper()
 	began := time.Now()
 	for _, m := range []mode{noList, layout} {
 		run(b, site.publisher, "image", "import", string(m), s.image.Disk)
@@ -152,7 +159,6 @@ func (s *subject) published(b *testing.B) *site {
 		}
 	}
 	b.Logf("%s: profiled in %s; %d chunks are read, %d listed, of %.1f MiB stored, %d both", s.name, seconds(time.Since(began)), len(read), len(listed), mib(int64(s.list.Stored)), both)
-	return site
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
