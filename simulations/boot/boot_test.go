@@ -120,9 +120,10 @@ func TestListsAreHints(t *testing.T) {
 	for _, n := range trace.Chunks(chunk) {
 		read[n] = true
 	}
+	const uselessStages = 4
 	useless := &catalog.Boot{Root: honest.Root(t), Runs: 1, Made: time.Now().Unix()}
 	var stage []uint64
-	for n := uint64(0); n < smallChunks; n++ {
+	for n := uint64(0); n < smallChunks && len(useless.Stages) < uselessStages; n++ {
 		if read[n] {
 			continue
 		}
@@ -145,8 +146,10 @@ func TestListsAreHints(t *testing.T) {
 	}
 	// Where nothing is read ahead, for there is a list, nothing else comes.
 	const beside = 4 << 20
-	if got, most := c.since(), int64((useless.Chunks()+len(read))*chunk+beside); got.raw > most {
-		t.Errorf("%d bytes came, want those of %d listed chunks and of %d that were read at most", got.raw, useless.Chunks(), len(read))
+	got, most := c.since(), int64((useless.Chunks()+len(read))*chunk+beside)
+	t.Logf("%d bytes came, want %d at most: those of %d listed chunks, of %d that were read, and some beside", got.raw, most, useless.Chunks(), len(read))
+	if got.raw > most {
+		t.Fail()
 	}
 }
 
