@@ -244,6 +244,20 @@ func note(b *testing.B, line string) {
 // tell logs the reads that waited longest, and what the store was asked.
 func (s *subject) tell(b *testing.B, c *cold, r Replay) {
 	b.Helper()
+	listed := map[uint64]bool{}
+	for n := range s.list.All() {
+		listed[n] = true
+	}
+	var in, out time.Duration
+	var reads int
+	for _, a := range r.Reads {
+		if took := a.Answered - a.Sent; listed[uint64(a.Offset)/content.ChunkSizeDefault] {
+			in += took
+		} else {
+			out, reads = out+took, reads+1
+		}
+	}
+	b.Logf("  reads of what is listed waited %s, the %d others %s", seconds(in), reads, seconds(out))
 	for _, a := range r.Slowest(10) {
 		b.Logf("  waited %4d ms at %6.3f s for %6d bytes at %d (chunk %d)", (a.Answered - a.Sent).Milliseconds(), a.Sent.Seconds(), a.Length, a.Offset, a.Offset>>17)
 	}
