@@ -72,7 +72,7 @@ func anyNode(t *testing.T) http.Handler {
 func arguments(t *testing.T, key string) map[string][]string {
 	return map[string][]string{
 		"tree import": {"x", t.TempDir()}, "tree show": {"x"}, "tree tag": {"x", "y"}, "tree warm": {"x"}, "tree pin": {"x"}, "tree unpin": {"x"}, "tree verify": {"x"}, "tree mount": {"x", t.TempDir()},
-		"tree unmount": {t.TempDir()}, "tree export": {"x", t.TempDir()}, "tree rm": {"x"}, "image import": {"x", "/dev/null"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image profile": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
+		"tree unmount": {t.TempDir()}, "tree export": {"x", t.TempDir()}, "tree rm": {"x"}, "image import": {"x", "/dev/null", "--profile"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image profile": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
 		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x", "--purge"},
 		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
 		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},

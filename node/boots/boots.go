@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/tally"
@@ -58,11 +59,12 @@ type Config struct {
 
 // Boots are those of a node. Use: New, Run. Safe for concurrent use.
 type Boots struct {
-	cfg   Config
-	turns *turns.Turns[struct{}]
-	book  *book
-	came  tally.Counters // raw bytes of lists
-	chunk *prometheus.CounterVec
+	cfg     Config
+	turns   *turns.Turns[struct{}]
+	flights singleflight.Group // of lists
+	book    *book
+	came    tally.Counters // raw bytes of lists
+	chunk   *prometheus.CounterVec
 
 	mu      sync.Mutex // guards what follows
 	ctx     context.Context
@@ -113,6 +115,14 @@ func (b *Boots) start(do func(context.Context)) {
 	}
 }
 
+// Ahead is told of an image that a disk is about to be made of: what its list names is brought in while that is made. It does
+// not wait.
+func (b *Boots) Ahead(m *fetch.Image) {
+	if list := b.list(m.ID(), Disk{}); list != nil && b.book.worth(m.ID(), list.Made) {
+		b.start(func(ctx context.Context) { b.replay(ctx, m, list) })
+	}
+}
+
 // Opened is told of a disk that guests are about to read by m: what its list names is brought in from now on, and what they
 // read first is recorded. It does not wait.
 func (b *Boots) Opened(m *fetch.Image, d Disk) {
@@ -124,7 +134,7 @@ func (b *Boots) Opened(m *fetch.Image, d Disk) {
 		over := m.Listed()
 		b.start(func(ctx context.Context) {
 			defer over()
-			b.replay(ctx, r)
+			b.replay(ctx, m, list)
 		})
 	}
 }
@@ -142,15 +152,19 @@ func (b *Boots) list(root content.CID, d Disk) *catalog.Boot {
 	return nil
 }
 
-func (b *Boots) replay(ctx context.Context, r *recording) {
-	begun := time.Now()
-	give, err := b.turns.Take(ctx, struct{}{}, 1)
-	if err != nil {
-		return
-	}
-	defer give()
-	err = Bring(ctx, r.image, true, r.list, &b.came)
-	b.cfg.Log.Debug("a boot list was brought in", "volume", r.disk.Name, "root", r.root, "chunks", len(r.list), "took", time.Since(begun), "err", err)
+// replay brings in a list. Those who want the same one at once wait for the first.
+func (b *Boots) replay(ctx context.Context, m *fetch.Image, list *catalog.Boot) {
+	_, _, _ = b.flights.Do(fmt.Sprint(list.Root, list.Made), func() (any, error) {
+		begun := time.Now()
+		give, err := b.turns.Take(ctx, struct{}{}, 1)
+		if err != nil {
+			return nil, err
+		}
+		defer give()
+		err = Bring(ctx, m, true, slices.Collect(list.All()), &b.came)
+		b.cfg.Log.Debug("a boot list was brought in", "root", list.Root, "chunks", list.Chunks(), "took", time.Since(begun), "err", err)
+		return nil, err
+	})
 }
 
 // watch waits for the end of a boot, and notes what it has read.

@@ -352,6 +352,7 @@ func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	}
 	r := RootOf(k)
 	if m, err := im.cfg.Fetcher.Learn(r); err == nil {
+		im.cfg.Boots.Ahead(m)
 		m.Prepare(ctx) // the new volume's first read knows whom to ask
 	}
 	return r, nil
