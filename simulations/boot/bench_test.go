@@ -221,7 +221,20 @@ func (s *subject) measure(b *testing.B, site *site, w way, m mode, speed float64
 		mib(got.raw), float64(got.raw)/float64(s.trace.Unique()), mib(got.sent), mib(got.wire), got.requests, packs, float64(packs)/mib(int64(s.list.Stored)))
 	b.Log(figures)
 	note(b, figures)
+	if m == layout {
+		bar(b, "blocked, s", blocked, map[string]float64{"1 ms": blockedNearMost, "60 ms": blockedFarMost}[w.name])
+		bar(b, "bytes fetched, of those read", float64(got.raw)/float64(s.trace.Unique()), fetchedMost)
+		bar(b, "requests, a MiB of the list", float64(packs)/mib(int64(s.list.Stored)), requestsMost)
+	}
 	s.tell(b, c, r)
+}
+
+// bar prints a figure beside the most that it may be, 0 for no bar, and the part of that it takes: over 1 misses the bar.
+func bar(b *testing.B, what string, got, most float64) {
+	b.Helper()
+	if most > 0 {
+		b.Logf("  %-30s %6.2f at most %5.2f (%.2f)", what, got, most, got/most)
+	}
 }
 
 // note keeps figures where GRANGE_BOOT_FIGURES says, beside the benchmark's own output.
