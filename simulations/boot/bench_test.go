@@ -277,7 +277,7 @@ func (s *subject) tell(b *testing.B, c *cold, r Replay) {
 	for _, a := range r.Slowest(10) {
 		b.Logf("  waited %4d ms at %6.3f s for %6d bytes at %d (chunk %d)", (a.Answered - a.Sent).Milliseconds(), a.Sent.Seconds(), a.Length, a.Offset, a.Offset>>17)
 	}
-	for line := range strings.Lines(c.Tail(1 << 20)) {
+	for line := range strings.Lines(c.Tail(logMax)) {
 		if strings.Contains(line, "boot") {
 			b.Logf("  %s", strings.TrimSpace(line))
 		}
