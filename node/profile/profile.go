@@ -173,7 +173,7 @@ func (p *Profiles) runs(ctx context.Context, op *operations.Operation, image *fe
 	}
 	for n := range *s.Runs {
 		run := fmt.Sprintf("run %d of %d", n+1, *s.Runs)
-		trace, end, err := p.run(ctx, image, s, func(touched int) {
+		trace, notes, err := p.run(ctx, image, s, func(touched int) {
 			op.Update(func(v *operations.View) {
 				v.Done, v.Note = int64(touched), fmt.Sprintf("%s: %d chunks so far", run, touched)
 				image.Bytes().Each(func(source string, n int64) { v.Bytes[source] = n })
@@ -182,8 +182,9 @@ func (p *Profiles) runs(ctx context.Context, op *operations.Operation, image *fe
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", run, err)
 		}
-		if traces = append(traces, trace); end != "" {
-			*said = append(*said, run+": "+end)
+		traces = append(traces, trace)
+		for _, note := range notes {
+			*said = append(*said, run+": "+note)
 		}
 	}
 	return traces, nil
