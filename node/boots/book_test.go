@@ -107,7 +107,7 @@ func TestWithoutAFolder(t *testing.T) {
 	if err := b.book.note(rootOf(1), boot{at: 1, trace: []uint64{1}}); err == nil {
 		t.Error("it is said to be kept in a file")
 	}
-	if u := b.Use(rootOf(1)); u.Boots != 0 || b.Traces(rootOf(1)) != nil {
+	if u := b.Use(rootOf(1), 0); u.Boots != 0 || b.Traces(rootOf(1)) != nil {
 		t.Errorf("%+v", u)
 	}
 	if err := os.Remove(dir); err != nil {

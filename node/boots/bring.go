@@ -72,11 +72,8 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 		as = exchange.PriorityReadahead
 	}
 	parts, err := m.Lay(ctx, list)
-	if err != nil {
-		return err
-	}
 	var mu sync.Mutex // guards what follows
-	var errs []error
+	errs := []error{err}
 	w, under := newWindow(), 0
 	room := sync.NewCond(&mu)
 	defer context.AfterFunc(ctx, room.Broadcast)()
@@ -95,8 +92,9 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 			err := m.Bring(ctx, as, p, came)
 			mu.Lock()
 			defer mu.Unlock()
-			under -= p.Stored
-			w.landed(p.Stored, time.Now())
+			if under -= p.Stored; err == nil {
+				w.landed(p.Stored, time.Now())
+			}
 			errs = append(errs, err)
 			room.Signal()
 		})

@@ -18,13 +18,13 @@ type Part = object.Part
 // Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
 
-// Touched are the chunks that guests have read by this handle, in the order of first touch; none where nothing is recorded,
-// or m is nil.
+// Touched are the chunks that a guest that boots has read by this handle, in the order of first touch; none where nothing is
+// recorded, what was read is no boot, or m is nil.
 func (m *Image) Touched() []uint64 {
 	if m == nil {
 		return nil
 	}
-	return m.trace.Load().Chunks()
+	return m.trace.Load().Boot()
 }
 
 // Listed has nothing be read ahead of guests until what it returns is called: a list is brought in that says better what

@@ -56,7 +56,7 @@ func (m *many) yield(yield func(bucket.Info, error) bool) bool {
 			m.sample()
 		}
 		key := manyID(n).Key()
-		if !m.gone[key] && !yield(bucket.Info{Key: key, Size: m.size, Modified: m.now().Add(-GraceMin), Now: m.now()}, nil) {
+		if !m.gone[key] && !yield(bucket.Info{Key: key, Size: m.size, Modified: m.now(), Now: m.now()}, nil) {
 			return false
 		}
 	}

@@ -30,14 +30,23 @@ func (w *world) tombstones(t *testing.T, b Batch) (key string) {
 }
 
 // TestCondemnedByAStranger: whoever writes a batch that is condemned, or of long ago, does not decide what lives: not of
-// what a record names, and not of what was put just now and will be.
+// what a record names, and not of what was put just now and will be, by a node whose clock is off, at a store that says
+// anything of when that was.
 func TestCondemnedByAStranger(t *testing.T) {
-	for _, condemned := range []bool{true, false} {
+	for n := range 6 {
+		condemned, off := n%2 == 0, time.Duration(n/2-1)*time.Hour
 		w := newWorld(t)
 		head := w.publish(t, "x", chunks(100, 1000))
 		w.later(past)
 		what := chunks(50, 5000)
+		w.later(off)
 		fresh, _ := w.pack(t, what, content.Mesh())
+		w.later(-off)
+		b, _, err := bucket.ReadAll(t.Context(), w, fresh.Manifest.Pack.Key(), pack.SizeMax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.back(t, fresh.Manifest.Pack.Key(), b, w.now().Add(-30*24*time.Hour))
 		w.tombstones(t, Batch{Condemned: condemned, Delete: []string{head.Manifest.Pack.Key(), fresh.Manifest.Pack.Key()}})
 		w.run(t)
 		w.put(t, content.KindImage, "y", "", fresh) // so soon that nobody looks
@@ -47,7 +56,7 @@ func TestCondemnedByAStranger(t *testing.T) {
 		w.run(t)
 		w.check(t)
 		if lost, err := Secure(t.Context(), w, []string{head.Manifest.Pack.Key()}, nil); err != nil || (len(lost) > 0) != condemned {
-			t.Errorf("condemned %t: %v, %v", condemned, lost, err) // a run that sleeps may delete it still
+			t.Errorf("condemned %t, a clock off by %s: %v, %v", condemned, off, lost, err) // a run that sleeps may delete it still
 		}
 		w.remove(t, "x")
 		w.remove(t, "y")
@@ -56,7 +65,7 @@ func TestCondemnedByAStranger(t *testing.T) {
 			w.later(past)
 		}
 		if left := append(w.keys(t, string(content.KeyPacks)), w.keys(t, string(content.KeyGarbage))...); len(left) > 0 {
-			t.Errorf("condemned %t: %v are left", condemned, left)
+			t.Errorf("condemned %t, a clock off by %s: %v are left", condemned, off, left)
 		}
 	}
 }
@@ -80,6 +89,23 @@ func TestBatchOfTheFuture(t *testing.T) {
 		}
 		w.check(t)
 	}
+}
+
+// TestPackOfTheFuture: what says that it is begun in years is not young till then, nor where the store says so.
+func TestPackOfTheFuture(t *testing.T) {
+	w := newWorld(t)
+	w.publish(t, "x", chunks(100, 1000))
+	at := w.now().Add(365 * 24 * time.Hour)
+	id := pack.FreshID(content.Mesh(), at)
+	w.back(t, id.Key(), make([]byte, 2*pack.SizeMin), at)
+	for range 2 {
+		w.run(t)
+		w.later(past)
+	}
+	if left := w.keys(t, string(content.KeyPacks)); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+	w.check(t)
 }
 
 // TestStubsInACircle end no run.

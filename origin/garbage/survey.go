@@ -24,6 +24,9 @@ const (
 	// segmentsMax bounds the objects of journals that are listed, some 200 bytes each: those of a million volumes, as a
 	// fold deletes its own.
 	segmentsMax = 4 << 20
+	// youngFor is how long a pack is taken for one that whoever put it may name without a look: SureFor, and what its name may
+	// be off by, an hour of a node's clock and as long as it took to fill and put.
+	youngFor = 3 * time.Hour
 	// probeAge is how old what a start of a node has left behind is at least.
 	probeAge = 24 * time.Hour
 )
@@ -145,7 +148,7 @@ func (s *survey) takePack(info bucket.Info) error {
 	}
 	s.total.Add(info.Size)
 	s.scope(id.Scope())
-	return s.packs.add(id, min(info.Size, pack.SizeMax), s.age(info))
+	return s.packs.add(id, min(info.Size, pack.SizeMax), s.age(id))
 }
 
 func (s *survey) takeSegment(info bucket.Info) error {
@@ -157,13 +160,14 @@ func (s *survey) takeSegment(info bucket.Info) error {
 		return fmt.Errorf("%w: there are more than %d segments of journals, as many as a collection knows", content.ErrInvalid, segmentsMax)
 	}
 	s.total.Add(info.Size)
-	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size, state: s.age(info)})
+	s.journals = append(s.journals, segment{key: info.Key, ref: ref, tail: tail, size: info.Size})
 	return nil
 }
 
-// age tells what was put just now: whoever has put it may name it without a look.
-func (s *survey) age(info bucket.Info) rowState {
-	if info.Modified.After(s.began.Add(-GraceMin)) {
+// age tells a pack that was put just now, as far as its name says: whoever has put it may name it without a look. When the
+// store says that it was written tells nothing, and of segments nothing has to: a record has their volume before they are put.
+func (s *survey) age(id pack.ID) rowState {
+	if _, r := parts(id); hourOf(s.began.Add(-youngFor)) <= r.hour && r.hour <= hourOf(s.began.Add(youngFor)) {
 		return isYoung
 	}
 	return 0

@@ -37,7 +37,7 @@ const (
 	isStub                            // its frames are elsewhere
 	isGone                            // this run has deleted it
 	isShared                          // several roots need it, perhaps the same of it
-	isYoung                           // it was put less than GraceMin ago
+	isYoung                           // it was begun just now, by its name
 	isSuspect                         // somebody has found damage in it: what lives of it, and is right, goes elsewhere
 )
 

@@ -39,25 +39,9 @@ func TestHotFits(t *testing.T) {
 			if chunk >= uint64(chunks) {
 				r.Fatalf("chunk %d of %d", chunk, chunks)
 			}
-			if len(read) >= touch.Least && len(read) < touch.Max && !slices.Contains(read, chunk) {
+			if len(read) >= touch.Least && !slices.Contains(read, chunk) {
 				r.Fatalf("chunk %d was not read", chunk)
 			}
 		}
 	})
-}
-
-// TestACopyIsNoBoot: who reads a disk from end to end makes no list of it, and the one that there was stays.
-func TestACopyIsNoBoot(t *testing.T) {
-	head, root := disk(t)
-	had := merge.Merge(root, time.Now(), [][]uint64{{3, 9, 4}})
-	var all []uint64
-	for chunk := range uint64(touch.Max) {
-		all = append(all, chunk)
-	}
-	if hot := merge.Hot(content.NewCodec(), catalog.Folded{Head: &head}, had, all); hot == nil || hot.Chunks() != 3 {
-		t.Errorf("%d chunks are listed", hot.Chunks())
-	}
-	if hot := merge.Hot(content.NewCodec(), catalog.Folded{Head: &head}, nil, all); hot != nil {
-		t.Errorf("%d chunks are listed", hot.Chunks())
-	}
 }
