@@ -9,7 +9,7 @@ import (
 )
 
 // Hot is the list that the record of a volume is to have: chunks that were read first since its disk was opened, or what it
-// had, where these are too few to tell; nil where a record has no room.
+// had, where these are too few to tell, or as many as are noted: who reads so much copies; nil where a record has no room.
 func Hot(c *content.Codec, of catalog.Folded, had *catalog.Boot, chunks []uint64) *catalog.Boot {
 	if of.Head == nil || len(of.Segments) > catalog.HotSegmentsMax {
 		return nil
@@ -19,7 +19,7 @@ func Hot(c *content.Codec, of catalog.Folded, had *catalog.Boot, chunks []uint64
 		return nil
 	}
 	list := had
-	if len(chunks) >= touch.Least {
+	if n := len(chunks); n >= touch.Least && n < touch.Max {
 		list = Merge(root.CID(), time.Now(), [][]uint64{chunks})
 	}
 	if list == nil {
