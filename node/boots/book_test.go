@@ -50,7 +50,7 @@ func TestABootOfNoDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := Use{Boots: n + 1, Last: time.Unix(7, 0)}
-		if got, kept := b.Use(rootOf(1)), b.Traces(rootOf(1)); got != want || len(kept) != 1 || !slices.Equal(kept[0], []uint64{3, 1, 2}) {
+		if got, kept := b.Use(rootOf(1), 0), b.Traces(rootOf(1)); got != want || len(kept) != 1 || !slices.Equal(kept[0], []uint64{3, 1, 2}) {
 			t.Errorf("%+v of %d, want %+v", got, kept, want)
 		}
 	}

@@ -66,8 +66,10 @@ type Boots struct {
 	came    tally.Counters // raw bytes of lists
 	chunk   *prometheus.CounterVec
 
+	ctx  context.Context // of what is done beside
+	stop context.CancelFunc
+
 	mu      sync.Mutex // guards what follows
-	ctx     context.Context
 	running sync.WaitGroup
 }
 
@@ -75,10 +77,8 @@ type Boots struct {
 type recording struct {
 	disk  Disk
 	root  content.CID
-	image *fetch.Image
 	trace *touch.Trace
-	list  []uint64 // that was brought in, and was made then
-	made  int64
+	list  *catalog.Boot // that was brought in; nil for none
 }
 
 // New reads what was recorded.
@@ -87,83 +87,78 @@ func New(cfg Config) (*Boots, error) {
 	if err != nil {
 		return nil, fmt.Errorf("boots: %w", err)
 	}
-	return &Boots{
+	b := &Boots{
 		cfg: cfg, turns: turns.New[struct{}](replaysMax), book: book,
 		chunk: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: "boot", Name: "listed_chunks_total", Help: "Chunks of boot lists that guests had read by the end of a boot, and that they had not."}, []string{"read"}),
-	}, nil
+	}
+	b.ctx, b.stop = context.WithCancel(context.Background())
+	return b, nil
 }
 
-// Run has lists brought in and boots recorded until ctx ends.
+// Run ends what is done beside, when ctx ends: nothing begins after it.
 func (b *Boots) Run(ctx context.Context) error {
-	b.mu.Lock()
-	b.ctx = ctx
-	b.mu.Unlock()
 	<-ctx.Done()
 	b.mu.Lock()
-	b.ctx = nil // nothing begins after this
+	b.stop()
 	b.mu.Unlock()
 	b.running.Wait()
 	return nil
 }
 
-// start does something beside, while Run does.
+// start does something beside. Disks are opened before Run is called, too: a start of the node opens those that it had.
 func (b *Boots) start(do func(context.Context)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if ctx := b.ctx; ctx != nil {
-		b.running.Go(func() { do(ctx) })
+	if b.ctx.Err() == nil {
+		b.running.Go(func() { do(b.ctx) })
 	}
 }
 
 // Ahead is told of an image that a disk is about to be made of: what its list names is brought in while that is made. It does
 // not wait.
-func (b *Boots) Ahead(m *fetch.Image) {
-	if list := b.list(m.ID(), Disk{}); list != nil && b.book.worth(m.ID(), list.Made) {
-		b.start(func(ctx context.Context) { b.replay(ctx, m, list) })
-	}
-}
+func (b *Boots) Ahead(m *fetch.Image) { b.replay(m, b.list(m.ID(), Disk{})) }
 
 // Opened is told of a disk that guests are about to read by m: what its list names is brought in from now on, and what they
 // read first is recorded. It does not wait.
 func (b *Boots) Opened(m *fetch.Image, d Disk) {
-	r := &recording{disk: d, root: m.ID(), image: m}
+	r := &recording{disk: d, root: m.ID(), list: b.list(m.ID(), d)}
 	r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) })
 	m.Record(r.trace)
-	if list := b.list(r.root, d); list != nil && b.book.worth(r.root, list.Made) {
-		r.list, r.made = slices.Collect(list.All()), list.Made
-		over := m.Listed()
-		b.start(func(ctx context.Context) {
-			defer over()
-			b.replay(ctx, m, list)
-		})
-	}
+	b.replay(m, r.list)
 }
 
-// list returns the best list that there is for a disk.
+// list returns the best list that there is for a disk; nil where that is worth nothing, or none is known.
 func (b *Boots) list(root content.CID, d Disk) *catalog.Boot {
-	if d.Hot != nil {
-		return d.Hot
-	}
-	for _, root := range append([]content.CID{root}, d.Lineage...) {
-		if list, _ := b.cfg.Image(root); list != nil {
-			return list
+	list := d.Hot
+	for _, of := range append([]content.CID{root}, d.Lineage...) {
+		if list == nil {
+			list, _ = b.cfg.Image(of)
 		}
 	}
-	return nil
+	if list == nil || !b.book.worth(root, list.Made) {
+		return nil
+	}
+	return list
 }
 
-// replay brings in a list. Those who want the same one at once wait for the first.
-func (b *Boots) replay(ctx context.Context, m *fetch.Image, list *catalog.Boot) {
-	_, _, _ = b.flights.Do(fmt.Sprint(list.Root, list.Made), func() (any, error) {
-		begun := time.Now()
-		give, err := b.turns.Take(ctx, struct{}{}, 1)
-		if err != nil {
+// replay has a list brought in beside; nil is none. Those who want the same one at once wait for the first.
+func (b *Boots) replay(m *fetch.Image, list *catalog.Boot) {
+	if list == nil {
+		return
+	}
+	b.start(func(ctx context.Context) {
+		defer m.Listed()()
+		_, _, _ = b.flights.Do(fmt.Sprint(*list), func() (any, error) {
+			begun := time.Now()
+			give, err := b.turns.Take(ctx, struct{}{}, 1)
+			if err != nil {
+				return nil, err
+			}
+			defer give()
+			err = Bring(ctx, m, true, slices.Collect(list.All()), &b.came)
+			b.cfg.Log.Debug("a boot list was brought in", "root", list.Root, "chunks", list.Chunks(), "took", time.Since(begun), "err", err)
 			return nil, err
-		}
-		defer give()
-		err = Bring(ctx, m, true, slices.Collect(list.All()), &b.came)
-		b.cfg.Log.Debug("a boot list was brought in", "root", list.Root, "chunks", list.Chunks(), "took", time.Since(begun), "err", err)
-		return nil, err
+		})
 	})
 }
 
@@ -184,18 +179,21 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	if !is {
 		return
 	}
-	read := 0
-	for _, chunk := range r.list {
+	x := boot{trace: r.trace.Chunks(), listed: r.list.Chunks()}
+	if r.list != nil {
+		x.made = r.list.Made
+	}
+	for chunk := range r.list.All() {
 		if r.trace.Has(chunk) {
-			read++
+			x.read++
 		}
 	}
-	b.chunk.WithLabelValues("true").Add(float64(read))
-	b.chunk.WithLabelValues("false").Add(float64(len(r.list) - read))
+	b.chunk.WithLabelValues("true").Add(float64(x.read))
+	b.chunk.WithLabelValues("false").Add(float64(x.listed - x.read))
 	if _, published := b.cfg.Image(r.root); !published {
 		return // what it reads next time its own record says
 	}
-	b.note(r.root, boot{trace: r.trace.Chunks(), made: r.made, listed: len(r.list), read: read})
+	b.note(r.root, x)
 }
 
 // Booted keeps what a boot of a root has read for which nothing was brought in.

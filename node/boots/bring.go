@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
@@ -50,6 +51,19 @@ func (w *window) landed(n int, now time.Time) {
 	w.rate, w.since, w.came = max(w.rate, rate), now, 0
 }
 
+// following are the objects behind the first part that one request may bring with it, so that all is so many bytes: on a line
+// that is slow a guest that wants the last of them would wait for the others.
+func following(parts []fetch.Part, most int) (out []object.Object) {
+	bytes := parts[0].Stored
+	for _, p := range parts[1:] {
+		if bytes += p.Stored; bytes > most || p.Objects[0].At.Pack != parts[0].Objects[0].At.Pack {
+			break
+		}
+		out = append(out, p.Objects...)
+	}
+	return out
+}
+
 // Bring brings in the chunks of a list that are not here, exactly these and in their order, before other bulk where a guest
 // boots, and has came count raw bytes by source. What can't be had is left to who reads it; the error says what that was.
 func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came *tally.Counters) error {
@@ -58,17 +72,14 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 		as = exchange.PriorityReadahead
 	}
 	parts, err := m.Lay(ctx, list)
-	if err != nil {
-		return err
-	}
 	var mu sync.Mutex // guards what follows
-	var errs []error
+	errs := []error{err}
 	w, under := newWindow(), 0
 	room := sync.NewCond(&mu)
 	defer context.AfterFunc(ctx, room.Broadcast)()
 	var all sync.WaitGroup
 	mu.Lock()
-	for _, p := range parts {
+	for i, p := range parts {
 		for under > 0 && under+p.Stored > w.size && ctx.Err() == nil {
 			room.Wait()
 		}
@@ -76,12 +87,14 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 			break
 		}
 		under += p.Stored
+		p.Also = following(parts[i:], w.size/2)
 		all.Go(func() {
 			err := m.Bring(ctx, as, p, came)
 			mu.Lock()
 			defer mu.Unlock()
-			under -= p.Stored
-			w.landed(p.Stored, time.Now())
+			if under -= p.Stored; err == nil {
+				w.landed(p.Stored, time.Now())
+			}
 			errs = append(errs, err)
 			room.Signal()
 		})

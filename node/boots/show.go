@@ -17,15 +17,15 @@ type Use struct {
 	Left   bool      `json:"left_out,omitempty" doc:"the list has proved to be of so little use here that it is not brought in any more"`
 }
 
-// Use returns what is known of a root.
-func (b *Boots) Use(root content.CID) (u Use) {
+// Use returns what became of the list of a root that was made then.
+func (b *Boots) Use(root content.CID, made int64) (u Use) {
 	p, ok := b.book.of(root)
 	if !ok {
 		return u
 	}
-	u = Use{Boots: p.Boots, Last: time.Unix(p.At, 0), Listed: p.Listed, Left: !b.book.worth(root, p.Made)}
-	if p.Chunks > 0 {
-		u.Share = float64(p.Read) / float64(p.Chunks)
+	u = Use{Boots: p.Boots, Last: time.Unix(p.At, 0), Left: !b.book.worth(root, made)}
+	if p.Made == made && p.Chunks > 0 {
+		u.Listed, u.Share = p.Listed, float64(p.Read)/float64(p.Chunks)
 	}
 	return u
 }

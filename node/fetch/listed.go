@@ -65,7 +65,7 @@ func (m *Image) Lay(ctx context.Context, list []uint64) ([]Part, error) {
 // Bring brings a part into the cache, as urgent as it says, and has came count raw bytes by source.
 func (m *Image) Bring(ctx context.Context, as exchange.Priority, p Part, came *tally.Counters) (err error) {
 	how := m.by(as)
-	how.exact = true
+	how.list = &p
 	for _, fl := range m.f.join(m.rs.Load(), p.Objects, how) {
 		if failed := fl.waitKept(ctx); failed != nil {
 			err = errors.Join(err, m.why(failed))

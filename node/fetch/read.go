@@ -107,8 +107,8 @@ func (j *job) await(ctx context.Context, reads []*read) error {
 // what it brings into the cache before it gives up its claims, so what is neither
 // claimed nor in the cache is to be read.
 func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
-	var more []object.Object
-	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && !j.how.exact && !j.f.cfg.Cache.Full() { // which would not keep them
+	more := j.how.list.Beside()
+	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && j.how.list == nil && !j.f.cfg.Cache.Full() { // which would not keep them
 		more = j.neighbours()
 	}
 	left := j.left()
@@ -134,7 +134,9 @@ func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
 		return nil, under
 	}
 	for _, o := range more {
-		take(o)
+		if j.how.list == nil || f.mind.Leads(object.RunKey(o.At.Run())) {
+			take(o)
+		}
 	}
 	slices.SortFunc(mine, func(a, b object.Object) int { return cmp.Compare(a.At.Offset, b.At.Offset) })
 	return mine, append(under, r)

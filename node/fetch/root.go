@@ -260,10 +260,10 @@ type request struct {
 	noOrigin bool // nobody is to read the origin for it
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
-	trail          *why.Trail // of a guest's read
-	ask            plan.Peer  // of another farm, first
-	looks          bool       // at the bytes, which stay then, without being a guest's or another member's
-	exact          bool       // nothing is read at the origin beside it
+	trail          *why.Trail   // of a guest's read
+	ask            plan.Peer    // of another farm, first
+	looks          bool         // at the bytes, which stay then, without being a guest's or another member's
+	list           *object.Part // of which it is: nothing is read at the origin beside it but what that says, and this node leads
 }
 
 // byWalk is for a look at what is here and goes so far.

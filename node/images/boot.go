@@ -28,7 +28,7 @@ func (im *Images) bootList(root content.CID, list *catalog.Boot) *BootList {
 	if list == nil {
 		return nil
 	}
-	return &BootList{list.Chunks(), list.Stored, list.Runs, time.Unix(list.Made, 0), im.cfg.Boots.Use(root)}
+	return &BootList{list.Chunks(), list.Stored, list.Runs, time.Unix(list.Made, 0), im.cfg.Boots.Use(root, list.Made)}
 }
 
 // bringBoot fetches what the image's boots want, if that is known.

@@ -70,7 +70,7 @@ type Spec struct {
 	Initrd  string        `json:"initrd,omitempty" maxLength:"512" doc:"what that is given as its first disk"`
 	Append  string        `json:"append,omitempty" maxLength:"512" doc:"and as its command line"`
 	Timeout terms.Seconds `json:"timeout_seconds,omitempty" minimum:"0" maximum:"3600" doc:"how long a boot may take: five minutes when not given; what was read until then counts"`
-	Quiet   terms.Seconds `json:"quiet_seconds,omitempty" minimum:"0" maximum:"3600" doc:"a boot is over when it asks for a login on its console, or has read nothing new for so long: 15 seconds when not given"`
+	Quiet   terms.Seconds `json:"quiet_seconds,omitempty" minimum:"0" maximum:"3600" doc:"a boot is over when it asks for a login on its console, or has read nothing new for so long: a minute when not given"`
 }
 
 // WithDefaults checks what is asked for; ErrInvalid says what is wrong.

@@ -26,7 +26,10 @@ type site struct {
 	farms     int
 }
 
-func newSite(tb testing.TB) *site {
+func newSite(tb testing.TB) *site { return newSiteBehind(tb, nil) }
+
+// newSiteBehind makes one whose store is behind a line, nil for none.
+func newSiteBehind(tb testing.TB, line *netns.Line) *site {
 	tb.Helper()
 	l, err := lab.New(tb.Context(), lab.Command(), tb.TempDir())
 	if err != nil {
@@ -43,10 +46,12 @@ func newSite(tb testing.TB) *site {
 			tb.Error(err)
 		}
 	})
+	l.Line = line
 	if s.store, err = l.StartStore(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	if s.publisher, err = l.Start(tb.Context(), "publishers", s.store.URL); err != nil {
+	l.Line = nil
+	if s.publisher, err = l.Start(tb.Context(), "publishers", s.store.URL, "--instance-emulator", "tcg"); err != nil {
 		tb.Fatal(err)
 	}
 	return s

@@ -35,9 +35,9 @@ type Store struct {
 }
 
 // StartStore builds the server if need be, some minutes the first time, and
-// starts it on a LAN of its own with an empty bucket.
+// starts it on a LAN of its own with an empty bucket, behind the lab's line if there is one.
 func (l *Lab) StartStore(ctx context.Context) (*Store, error) {
-	host, err := l.Net.Host(ctx, "store")
+	host, err := l.host(ctx, "store")
 	if err != nil {
 		return nil, err
 	}

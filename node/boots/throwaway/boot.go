@@ -21,8 +21,11 @@ const (
 	MemoryDefault = 1 << 30
 	// TimeoutDefault is many times what a boot takes by KVM, and what most take without.
 	TimeoutDefault = 5 * time.Minute
-	// QuietDefault is longer than a service that starts, or a kernel that unpacks itself, keeps a boot from reading.
-	QuietDefault = 15 * time.Second
+	// QuietDefault is longer than a service that starts, or a kernel that unpacks itself, keeps a boot from reading, without KVM
+	// too.
+	QuietDefault = time.Minute
+	// settleFor is that of one that asks for a login already: what starts beside that is part of the boot.
+	settleFor = 10 * time.Second
 )
 
 const (
@@ -55,7 +58,7 @@ type Config struct {
 	Touched func() int
 	Least   int
 	// Timeout is how long the boot may take at most. Once it has read Least, and then for Quiet nothing that it had not read
-	// before, it is over.
+	// before, it is over; sooner where it asks for a login.
 	Timeout, Quiet time.Duration
 	// Again, unless nil, is told that the boot is tried once more, without the host's hardware, and why: what was read until then
 	// is not of it.
@@ -73,9 +76,9 @@ const (
 	Late   End = "its time was over"
 )
 
-// Boot boots a disk until its console asks for a login, it reads nothing new, it switches itself off, or its time is over; then
-// the machine is gone. It fails when the machine can't be run, or has not booted, with the last words of its console. With
-// ctx, and with this process, the machine ends too. A host whose KVM is there and can't run it is one without.
+// Boot boots a disk until its console asks for a login and it reads nothing new, or that for longer, it switches itself off, or
+// its time is over; then the machine is gone. It fails when the machine can't be run, or has not booted, with the last words of
+// its console. With ctx, and with this process, the machine ends too. A host whose KVM is there and can't run it is one without.
 func Boot(ctx context.Context, cfg Config) (End, error) {
 	end, err := cfg.boot(ctx)
 	if errors.Is(err, errBroken) && cfg.Accel != emulator.Plain {
@@ -172,10 +175,11 @@ func (cfg Config) watch(ctx context.Context, said *console, ended, stopped <-cha
 		if n := cfg.Touched(); n != last {
 			last, since = n, time.Now()
 		}
+		quiet, still := cmp.Or(cfg.Quiet, QuietDefault), time.Since(since)
 		switch {
-		case said.asks():
+		case said.asks() && still >= min(quiet, settleFor):
 			return Prompt, nil
-		case last >= max(cfg.Least, 1) && time.Since(since) >= cmp.Or(cfg.Quiet, QuietDefault):
+		case last >= max(cfg.Least, 1) && still >= quiet:
 			return Still, nil
 		}
 		if cfg.Room != nil {

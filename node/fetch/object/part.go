@@ -6,6 +6,16 @@ import "github.com/grangemesh/grange/origin/pack"
 type Part struct {
 	Stored  int // bytes at the origin
 	Objects []Object
+	// Also are objects of the same pack that are wanted next: where nobody else is to read them, one request brings both.
+	Also []Object
+}
+
+// Beside is Also, and nothing of no part.
+func (p *Part) Beside() []Object {
+	if p == nil {
+		return nil
+	}
+	return p.Also
 }
 
 // Parts are those of several runs, in the order of what was added first of each. The zero value has none.

@@ -1,0 +1,68 @@
+package boots
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func newBoots(t *testing.T) *Boots {
+	t.Helper()
+	b, err := New(Config{
+		Dir: t.TempDir(), Image: func(content.CID) (*catalog.Boot, bool) { return nil, false }, Codec: content.NewCodec(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestDisksAreOpenedBeforeRun: a start of the node opens those that it had, whatever runs first; and nothing outlives Run.
+func TestDisksAreOpenedBeforeRun(t *testing.T) {
+	b := newBoots(t)
+	began, ended := make(chan struct{}), make(chan struct{})
+	b.start(func(ctx context.Context) {
+		close(began)
+		<-ctx.Done()
+		close(ended)
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	select {
+	case <-began:
+	case <-time.After(10 * time.Second):
+		t.Error("what was opened before is forgotten")
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-ended:
+	default:
+		t.Error("it goes on behind Run")
+	}
+	b.start(func(context.Context) { t.Error("it begins behind Run") })
+	b.running.Wait()
+}
+
+// TestUseIsOfTheListThatIs: what became of the list before it says nothing of a new one.
+func TestUseIsOfTheListThatIs(t *testing.T) {
+	b, root := newBoots(t), rootOf(1)
+	for range judgedAfter {
+		if err := b.book.note(root, boot{at: 1, made: 7, listed: 100, read: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u := b.Use(root, 7); !u.Left || u.Listed != judgedAfter || u.Share != 0.01 || u.Boots != judgedAfter {
+		t.Errorf("%+v", u)
+	}
+	if u := b.Use(root, 8); u.Left || u.Listed != 0 || u.Share != 0 || u.Boots != judgedAfter {
+		t.Errorf("of a new list: %+v", u)
+	}
+}
