@@ -19,13 +19,13 @@ type Part = object.Part
 // Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
 
-// Touched are the chunks that guests have read by this handle, in the order of first touch; none where nothing is recorded,
-// or m is nil.
-func (m *Image) Touched() []uint64 {
+// Booted are the chunks that a boot has read by this handle, in the order of first touch, once that, or the use of its disk,
+// is over; none where nothing is recorded, or m is nil.
+func (m *Image) Booted(over bool) []uint64 {
 	if m == nil {
 		return nil
 	}
-	return m.trace.Load().Chunks()
+	return m.trace.Load().Boot(over)
 }
 
 // Listed has nothing be read ahead of guests until what it returns is called: a list is brought in that says better what
