@@ -78,9 +78,11 @@ func (s *served) begin(t *testing.T) {
 	}
 	s.says, s.out = bufio.NewScanner(out), out.(*os.File)
 	s.patience(t)
-	if err := s.cmd.Start(); err != nil {
+	cmd := s.cmd
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = cmd.Wait() }) // it ends with the test's context, and writes into folders of the test until then
 }
 
 // patience lets what the process says be waited for another minute.

@@ -241,7 +241,7 @@ type imageProfileCmd struct {
 	Initrd  string     `env:"-" type:"path" help:"What that is given as its first disk." placeholder:"FILE"`
 	Append  string     `env:"-" help:"And as its command line." placeholder:"TEXT"`
 	Timeout units.Span `env:"-" help:"How long a boot may take; 5m when not given. Without KVM boots take minutes."`
-	Quiet   units.Span `env:"-" help:"A boot is over when its console asks for a login, or it has read nothing new for so long; 15s when not given."`
+	Quiet   units.Span `env:"-" help:"A boot is over when its console asks for a login, or it has read nothing new for so long; 1m when not given."`
 }
 
 func (c *imageProfileCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {

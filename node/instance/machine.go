@@ -2,7 +2,6 @@ package instance
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/digitalocean/go-qemu/qmp"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/instance/emulator"
@@ -29,10 +26,6 @@ const (
 	emulatorLog = "emulator.log" // what the emulator itself says
 	memoryFile  = "memory"       // what a machine had in memory when it was hibernated; it wakes with that once
 	wakingFile  = "memory.waking"
-	// monitorTimeout bounds how long an emulator may take to take a connection.
-	monitorTimeout = 10 * time.Second
-	// monitorPatience bounds how long it may take to answer: it stands still while its disk does.
-	monitorPatience = 2 * time.Minute
 	// monitorEvery is how often one is asked how far it is.
 	monitorEvery = 100 * time.Millisecond
 	// memoryReserve is how much more of the disk has to be free than a machine's memory takes, for that to be kept.
@@ -109,10 +102,8 @@ func (m machine) emulated(e entry, disk []string) emulator.Machine {
 
 // arguments are those of the emulator, and which that is.
 func (m machine) arguments(e entry, disk []string) []string {
-	return append(m.emulated(e, disk).Command(),
-		"-chardev", "file,id=console,append=on,path="+emulator.Option(m.path(logFile)), "-serial", "chardev:console",
-		"-qmp", "unix:"+emulator.Option(m.path(monitorEnd))+",server=on,wait=off",
-	)
+	args := append(m.emulated(e, disk).Command(), "-chardev", "file,id=console,append=on,path="+emulator.Option(m.path(logFile)), "-serial", "chardev:console")
+	return append(args, emulator.Monitor(m.path(monitorEnd))...)
 }
 
 // quoted is a path in a command of a shell.
@@ -142,7 +133,7 @@ func (m machine) look(ctx context.Context, e entry) error {
 	if _, err := os.Stat(m.path(wakingFile)); errors.Is(err, fs.ErrNotExist) {
 		return m.hosted.look(ctx, e)
 	}
-	return m.monitor(func(ask asking) error {
+	return m.monitor(func(ask emulator.Asking) error {
 		var status struct{ Status string }
 		if err := ask("query-status", nil, &status); err != nil {
 			return err
@@ -168,14 +159,14 @@ func (m machine) part(ctx context.Context, e entry) error {
 		return err
 	}
 	if e.State == state.Hibernating && int64(free) > e.Spec.Memory+memoryReserve {
-		if err = m.monitor(func(ask asking) error { return m.keep(ctx, ask) }); err == nil {
+		if err = m.monitor(func(ask emulator.Asking) error { return m.keep(ctx, ask) }); err == nil {
 			return nil
 		}
 		err = fmt.Errorf("its memory is not kept: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Spec.GraceTime())
 	defer cancel()
-	if told := m.monitor(func(ask asking) error { return ask("system_powerdown", nil, nil) }); told != nil {
+	if told := m.monitor(func(ask emulator.Asking) error { return ask("system_powerdown", nil, nil) }); told != nil {
 		return errors.Join(err, told)
 	}
 	_ = m.proc.Wait(ctx) // how it ends tells nothing, and whether it has is looked at by who asks
@@ -183,7 +174,7 @@ func (m machine) part(ctx context.Context, e entry) error {
 }
 
 // keep writes the memory of a machine that stands still from then on.
-func (m machine) keep(ctx context.Context, ask asking) error {
+func (m machine) keep(ctx context.Context, ask emulator.Asking) error {
 	part := m.path(memoryFile + ".part")
 	begun, err := isKept(ask)
 	if err == nil && !begun {
@@ -219,7 +210,7 @@ func (m machine) keep(ctx context.Context, ask asking) error {
 }
 
 // isKept reports whether an earlier start of the node has begun to keep the memory.
-func isKept(ask asking) (bool, error) {
+func isKept(ask emulator.Asking) (bool, error) {
 	var machine, memory struct{ Status string }
 	err := errors.Join(ask("query-status", nil, &machine), ask("query-migrate", nil, &memory))
 	return machine.Status == "postmigrate" || slices.Contains([]string{"setup", "active", "device"}, memory.Status), err
@@ -234,36 +225,9 @@ func (m machine) slept() error {
 	return m.change(func(e *entry) error { e.Slept = v.Through; return nil })
 }
 
-// asking has an emulator do something, and reads its answer into out, unless that is nil.
-type asking func(command string, arguments any, out any) error
-
 // monitor talks with the emulator.
-func (m machine) monitor(talk func(asking) error) error {
-	mon, err := qmp.NewSocketMonitor("unix", m.path(monitorEnd), monitorTimeout)
-	if err != nil {
-		return err
-	}
-	silent := time.AfterFunc(monitorTimeout, func() { _ = mon.Disconnect() })
-	defer silent.Stop()
-	if err := mon.Connect(); err != nil {
-		return errors.Join(fmt.Errorf("talk with the emulator: %w", err), mon.Disconnect())
-	}
-	err = talk(func(command string, arguments, out any) error {
-		silent.Reset(monitorPatience)
-		b, err := json.Marshal(qmp.Command{Execute: command, Args: arguments})
-		if err != nil {
-			return err
-		}
-		answer, err := mon.Run(b)
-		if err != nil {
-			return fmt.Errorf("%s: %w", command, err)
-		}
-		if out == nil {
-			return nil
-		}
-		return json.Unmarshal(answer, &struct{ Return any }{out})
-	})
-	return errors.Join(err, mon.Disconnect())
+func (m machine) monitor(talk func(emulator.Asking) error) error {
+	return emulator.Talk(m.path(monitorEnd), talk)
 }
 
 // dehydrate has the bucket have what the machine has written.

@@ -69,7 +69,7 @@ type Spec struct {
 	Initrd  string        `json:"initrd,omitempty" maxLength:"512" doc:"what that is given as its first disk"`
 	Append  string        `json:"append,omitempty" maxLength:"512" doc:"and as its command line"`
 	Timeout terms.Seconds `json:"timeout_seconds,omitempty" minimum:"0" maximum:"3600" doc:"how long a boot may take: five minutes when not given; what was read until then counts"`
-	Quiet   terms.Seconds `json:"quiet_seconds,omitempty" minimum:"0" maximum:"3600" doc:"a boot is over when it asks for a login on its console, or has read nothing new for so long: 15 seconds when not given"`
+	Quiet   terms.Seconds `json:"quiet_seconds,omitempty" minimum:"0" maximum:"3600" doc:"a boot is over when it asks for a login on its console, or has read nothing new for so long: a minute when not given"`
 }
 
 // WithDefaults checks what is asked for; ErrInvalid says what is wrong.
@@ -173,7 +173,7 @@ func (p *Profiles) runs(ctx context.Context, op *operations.Operation, image *fe
 	}
 	for n := range *s.Runs {
 		run := fmt.Sprintf("run %d of %d", n+1, *s.Runs)
-		trace, end, err := p.run(ctx, image, s, func(touched int) {
+		trace, notes, err := p.run(ctx, image, s, func(touched int) {
 			op.Update(func(v *operations.View) {
 				v.Done, v.Note = int64(touched), fmt.Sprintf("%s: %d chunks so far", run, touched)
 				image.Bytes().Each(func(source string, n int64) { v.Bytes[source] = n })
@@ -182,8 +182,9 @@ func (p *Profiles) runs(ctx context.Context, op *operations.Operation, image *fe
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", run, err)
 		}
-		if traces = append(traces, trace); end != "" {
-			*said = append(*said, run+": "+end)
+		traces = append(traces, trace)
+		for _, note := range notes {
+			*said = append(*said, run+": "+note)
 		}
 	}
 	return traces, nil

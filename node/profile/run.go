@@ -19,21 +19,25 @@ import (
 	"github.com/grangemesh/grange/node/images"
 )
 
-// run boots an image once, and returns what that has read, in the order of first touch; late says it if its time was over.
+// run boots an image once, and returns what that has read, in the order of first touch; said is what is to be known of it.
 // All that it needs is in a folder of working files, which a start of the node clears away if a crash has left it: no name is
 // taken, and nothing is written to the origin.
-func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each func(touched int)) (_ []uint64, late string, err error) {
+func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each func(touched int)) (_ []uint64, said []string, err error) {
 	dir, err := os.MkdirTemp(filepath.Join(p.cfg.Dir, images.TempDir), "boot") // short, as a socket's path is to be
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	trace := touch.New(image.Root().Shape().Chunks, func() {})
-	image.Record(trace)
+	var trace *touch.Trace
+	record := func() {
+		trace = touch.New(image.Root().Shape().Chunks, func() {})
+		image.Record(trace)
+	}
+	record()
 	defer image.Record(nil)
 	device, end, err := p.serve(ctx, dir, image)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	how, err := throwaway.Boot(ctx, throwaway.Config{
 		Device: device, Dir: dir, Room: func() error { return p.room(dir) }, Accel: p.cfg.Emulator, Memory: s.Memory, CPUs: s.CPUs, Kernel: s.Kernel, Initrd: s.Initrd, Append: s.Append,
@@ -43,11 +47,16 @@ func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each fun
 			return n
 		},
 		Least: touch.Least, Timeout: s.Timeout.Duration(), Quiet: s.Quiet.Duration(),
+		Again: func(why error) {
+			record()
+			p.cfg.Log.Warn("a machine is booted once more, without KVM", "image", image.ID(), "err", why)
+			said = append(said, "KVM of this host can't run the machine, so it was booted without")
+		},
 	})
 	if err = errors.Join(err, end()); err == nil && how == throwaway.Late {
-		late = fmt.Sprintf("%s, and what it had read until then counts: give it longer with --timeout", how)
+		said = append(said, fmt.Sprintf("%s, and what it had read until then counts: give it longer with --timeout", how))
 	}
-	return trace.Chunks(), late, err
+	return trace.Chunks(), said, err
 }
 
 // room fails when the disk has no room for working files any more.

@@ -3,7 +3,9 @@ package boot
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +19,8 @@ import (
 const (
 	// herd is how many nodes of one farm boot at once.
 	herd = 24
+	// logMax is more lines than a node's log has.
+	logMax = 1 << 20
 	// herdBlockedMost is of what one is blocked, and herdSentMost of what the list takes at the store.
 	herdBlockedMost, herdSentMost = 1.3, 1.1
 )
@@ -40,6 +44,41 @@ func middle(walls []time.Duration) time.Duration {
 	return slices.Sorted(slices.Values(walls))[len(walls)/2]
 }
 
+// cpu is what the nodes' processes have taken so far, in seconds.
+func cpu(b *testing.B, nodes []*lab.Node) (sum float64) {
+	b.Helper()
+	for _, n := range nodes {
+		took, err := n.Metric(b.Context(), "process_cpu_seconds_total")
+		if err != nil {
+			b.Fatal(err)
+		}
+		sum += took
+	}
+	return sum
+}
+
+// lists is how long it took the nodes to bring their lists in, by their logs.
+func lists(b *testing.B, nodes []*lab.Node) (out []time.Duration) {
+	b.Helper()
+	for _, n := range nodes {
+		for line := range strings.Lines(n.Tail(logMax)) {
+			_, rest, is := strings.Cut(line, "a boot list was brought in")
+			if _, took, ok := strings.Cut(rest, "took="); is && ok {
+				d, err := time.ParseDuration(strings.Fields(took)[0])
+				if err != nil {
+					b.Fatal(err)
+				}
+				out = append(out, d)
+				break
+			}
+		}
+	}
+	if len(out) != len(nodes) {
+		b.Fatalf("%d of %d nodes have brought a list in", len(out), len(nodes))
+	}
+	return out
+}
+
 // BenchmarkColdHerd says how long guests of a farm are blocked that all boot at once where their disk never was, from a store that is
 // 60 ms away, beside one that does. All share this machine's processors, so that one boots while as many others do whose nodes have all:
 // how long those take is what a boot takes here without waiting for bytes. The pauses are as recorded, which leaves the processors time.
@@ -53,7 +92,7 @@ func BenchmarkColdHerd(b *testing.B) {
 			b.Fatal(err)
 		}
 		start := func(farm string) *lab.Node {
-			n, err := site.lab.Start(b.Context(), farm, front.URL)
+			n, err := site.lab.Start(b.Context(), farm, front.URL, "-v")
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -74,8 +113,9 @@ func BenchmarkColdHerd(b *testing.B) {
 			}
 			return walls
 		}
-		before := front.Sent("packs/")
+		before, work := front.Sent("packs/"), cpu(b, nodes)
 		cold := boots("cold", nodes...)
+		work = cpu(b, nodes) - work
 		sent := front.Sent("packs/") - before
 		again := boots("again", append([]*lab.Node{one}, nodes...)...)
 		warm := middle(again[1:])
@@ -83,6 +123,10 @@ func BenchmarkColdHerd(b *testing.B) {
 		worst := slices.Max(cold) - warm
 		line := fmt.Sprintf("%d cold nodes at once: blocked %s in the middle, %s at most; one beside as many warm ones %s (these took %s): %.2f ×, at most %.1f; the store sent %.1f MiB = %.2f × the list, at most %.1f",
 			herd, seconds(together), seconds(worst), seconds(alone), seconds(warm), together.Seconds()/alone.Seconds(), herdBlockedMost, mib(sent), float64(sent)/float64(s.list.Stored), herdSentMost)
+		b.Log(line)
+		note(b, line)
+		lists := lists(b, nodes)
+		line = fmt.Sprintf("  their lists were in after %s in the middle and %s at most; the nodes took %.1f s of %d processors in %s", seconds(middle(lists)), seconds(slices.Max(lists)), work, runtime.NumCPU(), seconds(slices.Max(cold)))
 		b.Log(line)
 		note(b, line)
 	}

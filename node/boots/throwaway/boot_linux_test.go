@@ -80,13 +80,13 @@ func disk(t *testing.T, program []byte) (*counted, throwaway.Config) {
 	}
 }
 
-// says is a program that writes a text to the console and stands still.
-func says(text string) []byte {
-	return append([]byte{
+// says is a program that writes a text to the console and stands still, after what it begins with.
+func says(text string, begins ...byte) []byte {
+	return append(append(begins,
 		0xfa,       // cli
 		0x31, 0xc0, // xor ax, ax
 		0x8e, 0xd8, // mov ds, ax
-		0xbe, 0x16, 0x7c, // mov si, text
+		0xbe, 0x16+byte(len(begins)), 0x7c, // mov si, text
 		0xba, 0xf8, 0x03, // mov dx, COM1
 		0xac,       // next: lodsb
 		0x84, 0xc0, // test al, al
@@ -95,7 +95,43 @@ func says(text string) []byte {
 		0xeb, 0xf8, // jmp next
 		0xf4,       // end: hlt
 		0xeb, 0xfd, // jmp end
-	}, text+"\x00"...)
+	), text+"\x00"...)
+}
+
+// TestABrokenKVM: a machine that KVM can't run is run without at once; so is one on a host that has none.
+func TestABrokenKVM(t *testing.T) {
+	_, cfg := disk(t, says("vm login: ",
+		0x66, 0xb8, 0x00, 0x00, 0x00, 0x40, // mov eax, 0x40000000: who emulates this
+		0x0f, 0xa2, // cpuid
+		0x66, 0x81, 0xfb, 'K', 'V', 'M', 'K', // cmp ebx, "KVMK"
+		0x75, 0x09, // jne to what says the text
+		0xb8, 0x00, 0xa0, // mov ax, 0xa000
+		0x8e, 0xd8, // mov ds, ax
+		0xd9, 0x06, 0x00, 0x00, // fld dword [0]: of a device, which no KVM knows to do
+	))
+	has := false
+	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
+		has = f.Close() == nil
+	}
+	var again []error
+	cfg.Again = func(why error) { again = append(again, why) }
+	cfg.Accel, cfg.Timeout, cfg.Quiet = "kvm:tcg", time.Hour, time.Hour
+	if end, err := throwaway.Boot(t.Context(), cfg); err != nil || end != throwaway.Prompt {
+		t.Errorf("%q, %v", end, err)
+	}
+	if len(again) > 1 || has != (len(again) == 1) || has && !strings.Contains(again[0].Error(), "internal-error") {
+		t.Errorf("with KVM %t, it is tried again for %v", has, again)
+	}
+	if left := of(t, cfg.Dir); len(left) > 0 {
+		t.Errorf("processes %v go on", left)
+	}
+	if !has {
+		return
+	}
+	cfg.Accel, cfg.Again = "kvm", nil // as one may have asked for
+	if end, err := throwaway.Boot(t.Context(), cfg); err != nil || end != throwaway.Prompt {
+		t.Errorf("%q, %v", end, err)
+	}
 }
 
 // resets is a program that has the machine begin anew, which ends it here.

@@ -11,13 +11,16 @@ import (
 )
 
 const (
-	// Max is how many chunks a Trace keeps: as many as a list has. Who reads more copies.
+	// Max is how many chunks a Trace keeps: as many as a list has.
 	Max = catalog.BootChunksMax
 	// Least is how few are no boot yet: a host looks at each disk that it comes by, for tables of partitions and file systems.
 	Least = 24
 	// quietFor is how long after the last new chunk a boot is over: longer than systems pause in one, where nothing but the
 	// processor is waited for.
-	quietFor = 20 * time.Second
+	quietFor = 30 * time.Second
+	// copies is of how many chunks all but one are read right behind the one before by who copies a disk, or looks through all
+	// of it; of a boot's a third are not.
+	copies = 8
 	// LastsMax is how long a boot takes at most; one without hardware that helps takes a minute or two.
 	LastsMax = 5 * time.Minute
 )
@@ -31,6 +34,7 @@ type Trace struct {
 	mu          sync.Mutex // guards what follows
 	order       []uint64
 	more        bool // than Max were touched
+	inRow       int  // how many of these were touched right behind the one before
 	first, last time.Time
 }
 
@@ -69,6 +73,9 @@ func (t *Trace) Touch(index uint64) {
 	if len(t.order) == Max {
 		t.more = true
 		return
+	}
+	if n := len(t.order); n > 0 && t.order[n-1]+1 == index {
+		t.inRow++
 	}
 	t.order = append(t.order, index)
 }
@@ -109,5 +116,5 @@ func (t *Trace) Over(now time.Time) (over, boot bool) {
 	defer t.mu.Unlock()
 	late := !t.first.IsZero() && now.Sub(t.first) >= LastsMax
 	quiet := len(t.order) >= Least && now.Sub(t.last) >= quietFor
-	return late || quiet || t.more, len(t.order) >= Least && !t.more
+	return late || quiet || t.more, len(t.order) >= Least && !(t.more && t.inRow >= Max-Max/copies)
 }

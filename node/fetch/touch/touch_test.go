@@ -72,17 +72,21 @@ func TestWhatIsABoot(t *testing.T) {
 		idle       time.Duration
 		over, boot bool
 	}{
-		"boot":              {300, 100 * time.Millisecond, quietFor, true, true},
-		"boot, not over":    {300, 100 * time.Millisecond, quietFor / 2, false, true},
-		"look":              {Least - 1, time.Millisecond, quietFor, false, false},
-		"look, for long":    {Least - 1, time.Millisecond, LastsMax, true, false},
-		"copy":              {Max + 1, time.Millisecond, 0, true, false},
-		"boot that is slow": {100, 4 * time.Second, 0, true, true},
+		"boot":               {300, 100 * time.Millisecond, quietFor, true, true},
+		"boot, not over":     {300, 100 * time.Millisecond, quietFor / 2, false, true},
+		"look":               {Least - 1, time.Millisecond, quietFor, false, false},
+		"look, for long":     {Least - 1, time.Millisecond, LastsMax, true, false},
+		"copy":               {Max + 1, time.Millisecond, 0, true, false},
+		"boot that is large": {Max + 1, -time.Millisecond, 0, true, true},
+		"boot that is slow":  {100, 4 * time.Second, 0, true, true},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			trace := New(1<<20, func() {})
 			for i := range x.chunks {
-				<-time.After(x.each)
+				<-time.After(x.each.Abs())
+				if x.each < 0 { // here and there
+					i ^= 2
+				}
 				trace.Touch(i)
 			}
 			<-time.After(x.idle)

@@ -20,6 +20,8 @@ import (
 const (
 	// Program is what machines run in.
 	Program = "qemu-system-x86_64"
+	// Plain is the Accel that every host has: none.
+	Plain = "tcg"
 	// cpusDefault is what a machine has of which nothing is said.
 	cpusDefault = 1
 	// reconnectSeconds is how long an emulator waits for a node that is away: as a guest's read does.
