@@ -41,14 +41,8 @@ func TestTheFirstBootStays(t *testing.T) {
 func TestABootOfNoDisk(t *testing.T) {
 	cfg := Config{Dir: t.TempDir(), Codec: content.NewCodec(), Now: func() time.Time { return time.Unix(7, 0) }, Log: slog.New(slog.DiscardHandler)}
 	for n, trace := range [][]uint64{{3, 1, 2}, {9}} {
-		b, err := New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.Booted(rootOf(1), trace)
-		if b, err = New(cfg); err != nil {
-			t.Fatal(err)
-		}
+		New(cfg).Booted(rootOf(1), trace)
+		b := New(cfg)
 		want := Use{Boots: n + 1, Last: time.Unix(7, 0)}
 		if got, kept := b.Use(rootOf(1), 0), b.Traces(rootOf(1)); got != want || len(kept) != 1 || !slices.Equal(kept[0], []uint64{3, 1, 2}) {
 			t.Errorf("%+v of %d, want %+v", got, kept, want)

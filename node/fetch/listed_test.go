@@ -2,6 +2,7 @@ package fetch_test
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/node/fetch/touch"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // every is each n-th chunk of an image that is none of its holes, and what they take at the origin.
@@ -56,7 +59,7 @@ func TestAListIsBroughtInExactly(t *testing.T) {
 	if n := w.gets.Load(); n > 0 {
 		t.Errorf("%d reads of the origin for what was listed", n)
 	}
-	if got := g.Touched(); !slices.Equal(got, read) {
+	if got := trace.Chunks(); !slices.Equal(got, read) {
 		t.Errorf("touched are %v, want %v", got, read)
 	}
 	here := 0
@@ -79,7 +82,7 @@ func TestAListTakesFewRequests(t *testing.T) {
 	list, stored := m.every(g, 1)
 	w.forget()
 	w.check(boots.Bring(t.Context(), g, true, list, new(tally.Counters)))
-	if n, most := w.gets.Load(), int64(stored>>20); n > most {
+	if n, most := w.gets.Load(), int64(stored>>20)+1; n > most {
 		t.Errorf("%d requests for %d bytes, want %d at most", n, stored, most)
 	}
 }
@@ -104,5 +107,50 @@ func TestAFarmReadsAListOnce(t *testing.T) {
 	all.Wait()
 	if got := int(w.got.Load()); got > 2*stored { // each chunk once: a lead reads the run around what it is asked for
 		t.Errorf("%d bytes were read at the origin, for a list of %d of which every other chunk is in it", got, stored)
+	}
+}
+
+// TestListsBringWhatTheyName, and nothing else: holes and what is not there are passed over, and so is what lies below a node
+// of the map that can't be had. What was brought is read by the guest without the origin.
+func TestListsBringWhatTheyName(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves, dense: true})
+	top, err := w.reader.ReadNode(t.Context(), im.Head.Scope, 2, im.Head.Top())
+	w.check(err)
+	below, _ := top.Page.ChildPair(top.Node, 1)
+	w.bucket.Corrupt(below.Node.Pack.Key(), func(b []byte) { b[below.Node.Offset+below.Node.Length/2] ^= 1 })
+	g := w.join("north", nil).open(im)
+	list := []uint64{content.MapFanout + 3, twoLeaves + 40, 7, 1 << 40, twoLeaves + 1, content.MapFanout}
+	want := []uint64{twoLeaves + 40, twoLeaves + 1}
+	parts, err := g.Lay(t.Context(), list)
+	if !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("a node that is damaged: %v", err)
+	}
+	var laid []uint64
+	var came tally.Counters
+	for _, p := range parts {
+		for _, o := range p.Objects {
+			laid = append(laid, o.Pos.Index)
+		}
+		w.check(g.Bring(t.Context(), exchange.PriorityReadahead, p, &came))
+	}
+	if slices.Sort(laid); !slices.Equal(laid, []uint64{twoLeaves + 1, twoLeaves + 40}) {
+		t.Errorf("laid are %v", laid)
+	}
+	if n := came.Now().Origin; n != int64(len(want))*content.ChunkSizeDefault {
+		t.Errorf("%d bytes have come", n)
+	}
+	w.forget()
+	trace := touch.New(uint64(len(im.chunks)), func() {})
+	g.Record(trace)
+	p := make([]byte, content.ChunkSizeDefault)
+	for _, i := range want {
+		w.check(readOne(t.Context(), g, im, int(i), p))
+	}
+	if w.gets.Load() != 0 || !slices.Equal(trace.Chunks(), want) {
+		t.Errorf("%d requests for what was brought; the trace has %v", w.gets.Load(), trace.Chunks())
+	}
+	if again, _ := g.Lay(t.Context(), want); len(again) > 0 {
+		t.Errorf("what is here is laid again: %v", again)
 	}
 }
