@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -33,6 +34,19 @@ func TestTheFirstBootStays(t *testing.T) {
 	p, ok := reopened(t, dir).of(root)
 	if !ok || !slices.Equal(p.First, []uint64{3, 1, 2}) || p.Boots != 3 || p.Listed != 2 || p.Chunks != 6 || p.Read != 3 || p.At != 3 {
 		t.Errorf("%+v", p)
+	}
+}
+
+// TestABootOfNoDisk is one of its root, over a start too, and no use of a list.
+func TestABootOfNoDisk(t *testing.T) {
+	cfg := Config{Dir: t.TempDir(), Codec: content.NewCodec(), Now: func() time.Time { return time.Unix(7, 0) }, Log: slog.New(slog.DiscardHandler)}
+	for n, trace := range [][]uint64{{3, 1, 2}, {9}} {
+		New(cfg).Booted(rootOf(1), trace)
+		b := New(cfg)
+		want := Use{Boots: n + 1, Last: time.Unix(7, 0)}
+		if got, kept := b.Use(rootOf(1), 0), b.Traces(rootOf(1)); got != want || len(kept) != 1 || !slices.Equal(kept[0], []uint64{3, 1, 2}) {
+			t.Errorf("%+v of %d, want %+v", got, kept, want)
+		}
 	}
 }
 

@@ -124,7 +124,8 @@ func (b *Boots) Ahead(m *fetch.Image) { b.replay(m, b.list(m.ID(), Disk{})) }
 // read first is recorded. It does not wait.
 func (b *Boots) Opened(m *fetch.Image, d Disk) {
 	r := &recording{disk: d, root: m.ID(), list: b.list(m.ID(), d)}
-	if r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) }); !d.Again {
+	r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) })
+	if !d.Again {
 		m.Record(r.trace)
 	}
 	b.replay(m, r.list)
@@ -182,7 +183,7 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	if !is {
 		return
 	}
-	x := boot{at: b.cfg.Now().Unix(), trace: r.trace.Chunks(), listed: r.list.Chunks()}
+	x := boot{trace: r.trace.Chunks(), listed: r.list.Chunks()}
 	if r.list != nil {
 		x.made = r.list.Made
 	}
@@ -196,7 +197,16 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	if _, published := b.cfg.Image(r.root); !published {
 		return // what it reads next time its own record says
 	}
-	if err := b.book.note(r.root, x); err != nil {
-		b.cfg.Log.Warn("what a boot has read is not on disk", "volume", r.disk.Name, "err", err)
+	b.note(r.root, x)
+}
+
+// Booted keeps what a boot of a root has read for which nothing was brought in.
+func (b *Boots) Booted(root content.CID, trace []uint64) { b.note(root, boot{trace: trace}) }
+
+// note keeps a boot that has just ended.
+func (b *Boots) note(root content.CID, x boot) {
+	x.at = b.cfg.Now().Unix()
+	if err := b.book.note(root, x); err != nil {
+		b.cfg.Log.Warn("what a boot has read is not on disk", "err", err)
 	}
 }

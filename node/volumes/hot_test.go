@@ -63,7 +63,8 @@ func TestAStartIsNoBoot(t *testing.T) {
 }
 
 // TestAVolumeBringsWhatWasReadFirst: its record says what was read first when it was in use the last time, and whoever opens
-// it next is told. What is written and folded meanwhile changes none of that; a use that reads next to nothing neither.
+// it next is told, be it a boot that has ended or what there is of one when it is released. What is written and folded
+// meanwhile changes none of that; a use that reads next to nothing neither.
 func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
 	p := newPair(t)
 	p.publish(t)
@@ -97,8 +98,12 @@ func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
 			}
 		}
 		err := w.device("disk").vol.WriteAt(t.Context(), make([]byte, 4096), int64(order[0])*content.ChunkSizeDefault, false)
+		_, had, _ := p.a.records().Volume(t.Context(), "disk")
 		if err == nil {
 			err = w.device("disk").folds.Run(t.Context(), fold.Chunks)
+		}
+		if _, now, failed := p.a.records().Volume(t.Context(), "disk"); err == nil && (failed != nil || !slices.Equal(slices.Collect(now.Hot.All()), slices.Collect(had.Hot.All()))) {
+			t.Errorf("while it may be read further, its record has %+v, %v", now.Hot, failed)
 		}
 		if err == nil {
 			_, err = w.Detach(t.Context(), "disk", true)
