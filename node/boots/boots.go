@@ -81,18 +81,18 @@ type recording struct {
 	list  *catalog.Boot // that was brought in; nil for none
 }
 
-// New reads what was recorded.
-func New(cfg Config) (*Boots, error) {
+// New reads what was recorded. Where that can't be, there is nothing.
+func New(cfg Config) *Boots {
 	book, err := openBook(cfg.Dir, cfg.Codec)
 	if err != nil {
-		return nil, fmt.Errorf("boots: %w", err)
+		cfg.Log.Warn("what boots on this node have read can't be read, or kept", "folder", cfg.Dir, "err", err)
 	}
 	b := &Boots{
 		cfg: cfg, turns: turns.New[struct{}](replaysMax), book: book,
 		chunk: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: "boot", Name: "listed_chunks_total", Help: "Chunks of boot lists that guests had read by the end of a boot, and that they had not."}, []string{"read"}),
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	return b, nil
+	return b
 }
 
 // Run ends what is done beside, when ctx ends: nothing begins after it.

@@ -12,13 +12,9 @@ import (
 
 func newBoots(t *testing.T) *Boots {
 	t.Helper()
-	b, err := New(Config{
+	return New(Config{
 		Dir: t.TempDir(), Image: func(content.CID) (*catalog.Boot, bool) { return nil, false }, Codec: content.NewCodec(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
 
 // TestDisksAreOpenedBeforeRun: a start of the node opens those that it had, whatever runs first; and nothing outlives Run.

@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/grangemesh/grange/node/fetch/object"
@@ -18,13 +19,13 @@ type Part = object.Part
 // Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
 
-// Touched are the chunks that guests have read by this handle, in the order of first touch; none where nothing is recorded,
-// or m is nil.
-func (m *Image) Touched() []uint64 {
+// Booted are the chunks that a boot has read by this handle, in the order of first touch, once that, or the use of its disk,
+// is over; none where nothing is recorded, or m is nil.
+func (m *Image) Booted(over bool) []uint64 {
 	if m == nil {
 		return nil
 	}
-	return m.trace.Load().Chunks()
+	return m.trace.Load().Boot(over)
 }
 
 // Listed has nothing be read ahead of guests until what it returns is called: a list is brought in that says better what
@@ -35,31 +36,32 @@ func (m *Image) Listed() (over func()) {
 }
 
 // Lay finds where the chunks of a list lie that are not here, in the order of the list. What the root has not, and holes,
-// are passed over.
+// are passed over, and so is what lies below nodes of the map that can't be had; the error says why they can't.
 func (m *Image) Lay(ctx context.Context, list []uint64) ([]Part, error) {
 	rs, how := m.rs.Load(), m.by(exchange.PriorityReadahead)
 	list = slices.DeleteFunc(slices.Clone(list), func(index uint64) bool { return !rs.shape.Contains(content.Chunk(index)) })
-	met := map[uint64]bool{}
+	failed := map[uint64]error{} // by leaf
 	m.readLeaves(ctx, func(yield func(uint64) bool) {
 		for _, index := range list {
-			if n := index / content.MapFanout; !met[n] {
-				if met[n] = true; !yield(n) {
-					return
-				}
+			n := index / content.MapFanout
+			if _, met := failed[n]; !met && !yield(n) {
+				return
 			}
+			failed[n] = nil
 		}
 	})
 	laid := object.Parts{}
 	for _, index := range list {
-		o, ok, err := m.f.chunk(ctx, rs, index, how)
-		if err != nil {
-			return nil, m.why(err)
+		n := index / content.MapFanout
+		if failed[n] != nil {
+			continue
 		}
-		if ok && !m.f.cfg.Cache.Has(o.ID) && !m.f.cfg.Cache.Full() { // which would not keep it
+		o, ok, err := m.f.chunk(ctx, rs, index, how)
+		if failed[n] = err; ok && !m.f.cfg.Cache.Has(o.ID) && !m.f.cfg.Cache.Full() { // which would not keep it
 			laid.Add(o)
 		}
 	}
-	return laid.All, nil
+	return laid.All, m.why(errors.Join(slices.Collect(maps.Values(failed))...))
 }
 
 // Bring brings a part into the cache, as urgent as it says, and has came count raw bytes by source.

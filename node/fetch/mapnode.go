@@ -113,16 +113,14 @@ func (m *Image) readLeaves(ctx context.Context, leaves iter.Seq[uint64]) {
 		p := content.Pos{Level: 1, Index: n}
 		pair, ok, err := f.pair(ctx, rs, p, m.by(exchange.PriorityGuest))
 		if err != nil {
-			return
+			break
 		}
 		if ok && rs.nodes.Peek(nodeKey(p)) == nil && !(f.cfg.Cache.Has(pair.Node.CID) && f.cfg.Cache.Has(pair.Page.CID)) {
 			due = append(due, object.Node(p, pair, rs.reach()))
 		}
 	}
 	for _, fl := range f.join(rs, due, m.by(exchange.PriorityReadahead)) {
-		if _, err := fl.wait(ctx); err != nil {
-			return
-		}
+		_, _ = fl.wait(ctx)
 	}
 }
 

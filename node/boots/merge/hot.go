@@ -3,13 +3,12 @@ package merge
 import (
 	"time"
 
-	"github.com/grangemesh/grange/node/fetch/touch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Hot is the list that the record of a volume is to have: chunks that were read first since its disk was opened, or what it
-// had, where these are too few to tell; nil where a record has no room.
+// Hot is the list that the record of a volume is to have: the chunks that a boot of its disk has read, or what it had where
+// there are none; nil where a record has no room.
 func Hot(c *content.Codec, of catalog.Folded, had *catalog.Boot, chunks []uint64) *catalog.Boot {
 	if of.Head == nil || len(of.Segments) > catalog.HotSegmentsMax {
 		return nil
@@ -19,11 +18,8 @@ func Hot(c *content.Codec, of catalog.Folded, had *catalog.Boot, chunks []uint64
 		return nil
 	}
 	list := had
-	if len(chunks) >= touch.Least {
+	if len(chunks) > 0 {
 		list = Merge(root.CID(), time.Now(), [][]uint64{chunks})
-	}
-	if list == nil {
-		return nil
 	}
 	shape := of.Head.Root.Shape()
 	list = list.Only(func(chunk uint64) bool { return chunk < shape.Chunks }) // it may have been rolled back to when it was smaller

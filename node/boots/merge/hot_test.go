@@ -38,7 +38,7 @@ func TestHotFits(t *testing.T) {
 			if chunk >= uint64(chunks) {
 				r.Fatalf("chunk %d of %d", chunk, chunks)
 			}
-			if len(read) >= touch.Least && !slices.Contains(read, chunk) {
+			if len(read) > 0 && !slices.Contains(read, chunk) {
 				r.Fatalf("chunk %d was not read", chunk)
 			}
 		}

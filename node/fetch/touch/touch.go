@@ -58,11 +58,9 @@ func (t *Trace) Touch(index uint64) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if l == nil {
+	if l = t.leaves[index/content.MapFanout].Load(); l == nil {
 		l = new(leaf)
-		if !t.leaves[index/content.MapFanout].CompareAndSwap(nil, l) {
-			l = t.leaves[index/content.MapFanout].Load()
-		}
+		t.leaves[index/content.MapFanout].Store(l)
 	}
 	if l[word].Or(bit)&bit != 0 {
 		return
@@ -96,12 +94,20 @@ func (t *Trace) Has(index uint64) bool {
 
 // Chunks are those that were touched, in the order of their first touch, Max at most.
 func (t *Trace) Chunks() []uint64 {
-	if t == nil {
-		return nil
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.order[:len(t.order):len(t.order)]
+}
+
+// Boot are the Chunks of a boot that has ended, by itself or, where over says so, with the use of its disk; nil of what was none.
+func (t *Trace) Boot(over bool) []uint64 {
+	if t == nil || !over && !t.ended.Load() {
+		return nil
+	}
+	if _, boot := t.Over(time.Now()); !boot {
+		return nil
+	}
+	return t.Chunks()
 }
 
 // Over reports whether the boot has ended by now, and whether it was one: else it was a look, or a copy.

@@ -93,14 +93,20 @@ func TestWhatIsABoot(t *testing.T) {
 			if over, boot := trace.Over(time.Now()); over != x.over || boot != x.boot {
 				t.Errorf("%s: over %t, a boot %t", name, over, boot)
 			}
+			if whole, begun := len(trace.Boot(true)), len(trace.Boot(false)); begun != 0 || (whole != 0) != x.boot {
+				t.Errorf("%s: %d chunks of a boot, %d before its end", name, whole, begun)
+			}
 			n := len(trace.Chunks())
 			if trace.End(); n > 0 {
 				trace.Touch(1 << 19)
 			}
-			if len(trace.Chunks()) != n {
-				t.Errorf("%s: it goes on behind its end", name)
+			if len(trace.Chunks()) != n || (len(trace.Boot(false)) != 0) != x.boot {
+				t.Errorf("%s: it goes on behind its end, or %d chunks are of a boot", name, len(trace.Boot(false)))
 			}
 		})
+	}
+	if chunks := (*Trace)(nil).Boot(true); chunks != nil {
+		t.Errorf("nothing is recorded, and %v are of a boot", chunks)
 	}
 	if over, boot := New(1, func() {}).Over(time.Now()); over || boot {
 		t.Error("nobody has read anything, and it is over")
