@@ -67,6 +67,9 @@ func TestColdBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	profiled(t, s)
+	if err := teacher.Stop(); err != nil { // the store alone has it then
+		t.Fatal(err)
+	}
 	list := s.record(t, "disk").Boot
 	if n := len(trace.Chunks(chunk)); list.Chunks() != n {
 		t.Errorf("%d chunks are listed, %d were read", list.Chunks(), n)
