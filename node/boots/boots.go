@@ -124,8 +124,7 @@ func (b *Boots) Ahead(m *fetch.Image) { b.replay(m, b.list(m.ID(), Disk{})) }
 // read first is recorded. It does not wait.
 func (b *Boots) Opened(m *fetch.Image, d Disk) {
 	r := &recording{disk: d, root: m.ID(), list: b.list(m.ID(), d)}
-	r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) })
-	if !d.Again {
+	if r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) }); !d.Again {
 		m.Record(r.trace)
 	}
 	b.replay(m, r.list)
