@@ -203,6 +203,23 @@ func (im *Images) layOut(ctx context.Context, op Updater, old *version, list *ca
 	return body, nil
 }
 
+// succeed publishes what follows a version of an image, with what of a list holds for it. Where that version was laid out anew
+// meanwhile this follows that: who imports for hours does not fail by who profiles.
+func (im *Images) succeed(ctx context.Context, name string, body catalog.Image, old *version, list *laid) error {
+	for try := 1; ; try++ {
+		body.Boot = im.listFor(ctx, list, body.Head)
+		err := im.replace(ctx, content.KindImage, name, body, old)
+		if old == nil || !errors.Is(err, content.ErrConflict) || errors.Is(err, content.Gone) || try == tagTries {
+			return err
+		}
+		now, failed := im.previous(ctx, old.Kind, name, true)
+		if failed != nil || now == nil || now.Root != old.Root || now.Scope != old.Scope {
+			return err
+		}
+		old, list = now, im.listOf(ctx, now)
+	}
+}
+
 // saying returns the body of what stands for the same root as another, with the head and list of that. That who signs it has
 // made its files is true of the signer alone.
 func (im *Images) saying(old *version, of catalog.Image) catalog.Image {
