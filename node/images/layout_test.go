@@ -281,6 +281,29 @@ func TestLayOutMeetsAnotherVersion(t *testing.T) {
 	}
 }
 
+// TestASmallListIsLaidOutOnce: what it takes of a pack is little beside the nodes of the map above it, which lie there too.
+func TestASmallListIsLaidOutOnce(t *testing.T) {
+	im := newImporter(t)
+	clear(im.raw)
+	for i := range len(im.raw) / content.ChunkSizeDefault {
+		im.raw[i*content.ChunkSizeDefault] = byte(i + 1)
+	}
+	if err := os.WriteFile(im.source, im.raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	im.publish("debian")
+	list := im.list(t, "debian", []uint64{3, 4, 9}, []uint64{0, 1})
+	for range 2 {
+		if err := im.layOut(t, "debian", list); err != nil {
+			t.Fatal(err)
+		}
+		im.lies("debian", list)
+	}
+	if n := len(swept.Packs(t, im.store)); n != 2 {
+		t.Errorf("there are %d packs, want the image's and the list's", n)
+	}
+}
+
 // TestAnImportMeetsALayout: who imports for long does not fail by who profiles meanwhile, and the new version has what holds of
 // that list. Over a version of other content it fails.
 func TestAnImportMeetsALayout(t *testing.T) {
