@@ -10,9 +10,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-func (n *Node) openBoots(context.Context) (err error) {
-	n.Boots, err = boots.New(boots.Config{Dir: filepath.Join(n.cfg.Dir, "boots"), Image: n.bootList, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log})
-	return err
+func (n *Node) openBoots(context.Context) error {
+	n.Boots = boots.New(boots.Config{Dir: filepath.Join(n.cfg.Dir, "boots"), Image: n.bootList, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log})
+	return nil
 }
 
 // bootList reports whether a root is a published image, and returns its list.

@@ -10,7 +10,7 @@ import (
 func (n *Node) openProfiles(context.Context) error {
 	n.Profiles = profile.New(profile.Config{
 		Dir: n.cfg.Dir, Images: n.Images, Names: n.Names, Operations: n.Operations, Emulator: n.cfg.Instances.emulator(),
-		Traces: n.Boots.Traces, Members: n.readersOf, Call: n.callID, LayOut: n.Images.LayOut,
+		Traces: n.Boots.Traces, Booted: n.Boots.Booted, Members: n.readersOf, Call: n.callID, LayOut: n.Images.LayOut,
 		Writable: n.origin.writable, Signer: n.signer, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return nil

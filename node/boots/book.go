@@ -51,22 +51,23 @@ type book struct {
 	pages map[content.CID]page
 }
 
-// openBook reads a folder, and makes it if need be. A file that can't be read is passed over: it is written anew.
+// openBook reads a folder, and makes it if need be. What is no file of it, or can't be read, goes: it is written anew. The
+// error says why the book is empty.
 func openBook(dir string, codec *content.Codec) (*book, error) {
 	b := &book{dir: dir, codec: codec, pages: map[content.CID]page{}}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	err := os.MkdirAll(dir, 0o700)
+	if err != nil {
+		return b, err
 	}
 	files, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
 	for _, f := range files {
 		if p, err := b.read(f.Name()); err == nil && len(b.pages) < rootsMax {
 			b.pages[p.Root] = p
+		} else {
+			_ = os.Remove(filepath.Join(dir, f.Name())) // a start tries again
 		}
 	}
-	return b, nil
+	return b, err
 }
 
 func (b *book) read(name string) (p page, err error) {

@@ -1,10 +1,12 @@
 package boots
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -32,6 +34,19 @@ func TestTheFirstBootStays(t *testing.T) {
 	p, ok := reopened(t, dir).of(root)
 	if !ok || !slices.Equal(p.First, []uint64{3, 1, 2}) || p.Boots != 3 || p.Listed != 2 || p.Chunks != 6 || p.Read != 3 || p.At != 3 {
 		t.Errorf("%+v", p)
+	}
+}
+
+// TestABootOfNoDisk is one of its root, over a start too, and no use of a list.
+func TestABootOfNoDisk(t *testing.T) {
+	cfg := Config{Dir: t.TempDir(), Codec: content.NewCodec(), Now: func() time.Time { return time.Unix(7, 0) }, Log: slog.New(slog.DiscardHandler)}
+	for n, trace := range [][]uint64{{3, 1, 2}, {9}} {
+		New(cfg).Booted(rootOf(1), trace)
+		b := New(cfg)
+		want := Use{Boots: n + 1, Last: time.Unix(7, 0)}
+		if got, kept := b.Use(rootOf(1), 0), b.Traces(rootOf(1)); got != want || len(kept) != 1 || !slices.Equal(kept[0], []uint64{3, 1, 2}) {
+			t.Errorf("%+v of %d, want %+v", got, kept, want)
+		}
 	}
 }
 
@@ -83,6 +98,9 @@ func TestBounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := reopened(t, dir)
+	if left, err := os.ReadDir(dir); err != nil || len(left) != rootsMax {
+		t.Errorf("%d files are kept, %v", len(left), err)
+	}
 	if len(again.pages) != rootsMax {
 		t.Errorf("%d roots are kept", len(again.pages))
 	}
@@ -90,5 +108,26 @@ func TestBounds(t *testing.T) {
 		if _, ok := again.of(rootOf(i)); ok != (i >= 3) {
 			t.Errorf("root %d: %t", i, ok)
 		}
+	}
+}
+
+// TestWithoutAFolder: what can't be kept is a loss that nobody feels; a later start has it again.
+func TestWithoutAFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "boots")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := New(Config{Dir: dir, Codec: content.NewCodec(), Log: slog.New(slog.DiscardHandler)})
+	if err := b.book.note(rootOf(1), boot{at: 1, trace: []uint64{1}}); err == nil {
+		t.Error("it is said to be kept in a file")
+	}
+	if u := b.Use(rootOf(1), 0); u.Boots != 0 || b.Traces(rootOf(1)) != nil {
+		t.Errorf("%+v", u)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := reopened(t, dir).note(rootOf(1), boot{at: 1, trace: []uint64{1}}); err != nil {
+		t.Error(err)
 	}
 }

@@ -81,18 +81,18 @@ type recording struct {
 	list  *catalog.Boot // that was brought in; nil for none
 }
 
-// New reads what was recorded.
-func New(cfg Config) (*Boots, error) {
+// New reads what was recorded. Where that can't be, there is nothing.
+func New(cfg Config) *Boots {
 	book, err := openBook(cfg.Dir, cfg.Codec)
 	if err != nil {
-		return nil, fmt.Errorf("boots: %w", err)
+		cfg.Log.Warn("what boots on this node have read can't be read, or kept", "folder", cfg.Dir, "err", err)
 	}
 	b := &Boots{
 		cfg: cfg, turns: turns.New[struct{}](replaysMax), book: book,
 		chunk: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: "boot", Name: "listed_chunks_total", Help: "Chunks of boot lists that guests had read by the end of a boot, and that they had not."}, []string{"read"}),
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	return b, nil
+	return b
 }
 
 // Run ends what is done beside, when ctx ends: nothing begins after it.
@@ -105,7 +105,7 @@ func (b *Boots) Run(ctx context.Context) error {
 	return nil
 }
 
-// start does something beside. Disks are opened before Run is called, too: a start of the node opens those that it had.
+// start does something beside. Whoever opens disks may come before Run.
 func (b *Boots) start(do func(context.Context)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,7 +179,7 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	if !is {
 		return
 	}
-	x := boot{at: b.cfg.Now().Unix(), trace: r.trace.Chunks(), listed: r.list.Chunks()}
+	x := boot{trace: r.trace.Chunks(), listed: r.list.Chunks()}
 	if r.list != nil {
 		x.made = r.list.Made
 	}
@@ -193,7 +193,16 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	if _, published := b.cfg.Image(r.root); !published {
 		return // what it reads next time its own record says
 	}
-	if err := b.book.note(r.root, x); err != nil {
-		b.cfg.Log.Warn("what a boot has read is not on disk", "volume", r.disk.Name, "err", err)
+	b.note(r.root, x)
+}
+
+// Booted keeps what a boot of a root has read for which nothing was brought in.
+func (b *Boots) Booted(root content.CID, trace []uint64) { b.note(root, boot{trace: trace}) }
+
+// note keeps a boot that has just ended.
+func (b *Boots) note(root content.CID, x boot) {
+	x.at = b.cfg.Now().Unix()
+	if err := b.book.note(root, x); err != nil {
+		b.cfg.Log.Warn("what a boot has read is not on disk", "err", err)
 	}
 }

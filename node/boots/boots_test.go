@@ -6,22 +6,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 func newBoots(t *testing.T) *Boots {
 	t.Helper()
-	b, err := New(Config{
-		Dir: t.TempDir(), Image: func(content.CID) (*catalog.Boot, bool) { return nil, false }, Codec: content.NewCodec(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return New(Config{Dir: t.TempDir(), Codec: content.NewCodec(), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 }
 
-// TestDisksAreOpenedBeforeRun: a start of the node opens those that it had, whatever runs first; and nothing outlives Run.
+// TestDisksAreOpenedBeforeRun: whatever of a node runs first, what is opened is told of; and nothing outlives Run.
 func TestDisksAreOpenedBeforeRun(t *testing.T) {
 	b := newBoots(t)
 	began, ended := make(chan struct{}), make(chan struct{})

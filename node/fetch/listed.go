@@ -19,9 +19,9 @@ type Part = object.Part
 // Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
 
-// Booted are the chunks that a boot has read by this handle, in the order of first touch, once that, or the use of its disk,
+// Touched are the chunks that a boot has read by this handle, in the order of first touch, once that, or the use of its disk,
 // is over; none where nothing is recorded, or m is nil.
-func (m *Image) Booted(over bool) []uint64 {
+func (m *Image) Touched(over bool) []uint64 {
 	if m == nil {
 		return nil
 	}

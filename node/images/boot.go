@@ -37,5 +37,10 @@ func (im *Images) bringBoot(ctx context.Context, m *fetch.Image, k records.Known
 	if err != nil || body.Boot == nil {
 		return err
 	}
-	return boots.Bring(ctx, m, false, slices.Collect(body.Boot.All()), new(tally.Counters))
+	return bring(ctx, m, body.Boot)
+}
+
+// bring fetches a list side by side. What can't be had is left to who reads it.
+func bring(ctx context.Context, m *fetch.Image, list *catalog.Boot) error {
+	return boots.Bring(ctx, m, false, slices.Collect(list.All()), new(tally.Counters))
 }

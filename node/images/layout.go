@@ -187,6 +187,9 @@ func (im *Images) layOut(ctx context.Context, op Updater, old *version, list *ca
 		return body, err
 	}
 	op.Update(func(v *operations.View) { v.Total = int64(l.Chunks()) * int64(body.Head.Root.ChunkSize) })
+	if err := bring(ctx, m, l.Boot); err != nil {
+		im.cfg.Log.Debug("not all that is laid out came at once", "root", l.Root, "err", err)
+	}
 	now, stats, err := build.Relayout(ctx, build.Config{
 		Bucket: at.store, Signer: im.cfg.Signer, Now: im.cfg.Now, Codec: im.cfg.Codec, Log: im.cfg.Log, OnObject: im.Keep(body.Head.Scope),
 		Standing: at.secure, Every: secureEvery,

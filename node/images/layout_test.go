@@ -5,16 +5,20 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
+	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/simulations/swept"
 )
 
@@ -152,6 +156,49 @@ func TestLayOut(t *testing.T) {
 	if err := im.read(im.learn(im.reader(), im.root("debian"))); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestLayOutOfWhatIsNotHere: a node that has nothing of a list asks for all of it at once, by the run, and not for a chunk when
+// the one before it has come.
+func TestLayOutOfWhatIsNotHere(t *testing.T) {
+	const runs = 4
+	var cold atomic.Bool
+	var asked atomic.Int64
+	all := make(chan struct{})
+	store := mem.New(t, mem.Config{Wait: func(ctx context.Context, c mem.Call) error {
+		if !cold.Load() || c.Op != mem.Get || c.Range.Length < content.ChunkSizeDefault { // nor what says where they lie
+			return nil
+		}
+		if asked.Add(1) == runs {
+			close(all)
+		}
+		select {
+		case <-all:
+		case <-time.After(10 * time.Second):
+			t.Error("one is waited for before the next is asked for")
+		case <-ctx.Done():
+		}
+		return nil
+	}})
+	im := &importer{world: newWorldOver(t, store), t: t, source: filepath.Join(t.TempDir(), "disk"), raw: make([]byte, runs*content.RunSize)}
+	_, _ = rand.NewChaCha8([32]byte{7}).Read(im.raw)
+	if err := os.WriteFile(im.source, im.raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	im.publish("debian")
+	cfg := im.cfg
+	cfg.Cache = openCache(t)
+	cfg.Fetcher = newFetcher(t, cfg, store)
+	im.Images = New(cfg)
+	cold.Store(true)
+	list := im.list(t, "debian", []uint64{1, 2, 11, 12}, []uint64{19, 20, 27, 28})
+	if err := im.layOut(t, "debian", list); err != nil {
+		t.Fatal(err)
+	}
+	if n := asked.Load(); n != runs {
+		t.Errorf("%d requests for what is in %d runs", n, runs)
+	}
+	im.lies("debian", list)
 }
 
 // TestLayOutRefuses what is of another version, and what is no list.

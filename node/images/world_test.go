@@ -60,9 +60,7 @@ func newWorldOver(t *testing.T, store bucket.Bucket) *world {
 	}
 	cfg.Operations = operations.New(cfg.Log, cfg.Now)
 	cfg.Fetcher = newFetcher(t, cfg, store)
-	if cfg.Boots, err = boots.New(boots.Config{Dir: t.TempDir(), Codec: cfg.Codec, Now: cfg.Now, Log: cfg.Log}); err != nil {
-		t.Fatal(err)
-	}
+	cfg.Boots = boots.New(boots.Config{Dir: t.TempDir(), Codec: cfg.Codec, Now: cfg.Now, Log: cfg.Log})
 	recall := func(kind content.Kind, name string) (catalog.Record, bool) { return cfg.Names.Recall(kind, name) }
 	kept, err := catalog.New(catalog.Config{Bucket: store, Verifier: cfg.Verifier, Signer: cfg.Signer, Recall: recall})
 	if err != nil {

@@ -44,9 +44,10 @@ type Config struct {
 	Operations *operations.Operations
 	// Emulator is how machines are run, as in qemu's -accel.
 	Emulator string
-	// Traces returns what guests of this node have read of a root, by boot: chunks in the order of first touch. Those of
-	// machines that are thrown away are not among them.
+	// Traces returns what boots on this node have read of a root, by boot: chunks in the order of first touch. Booted keeps one
+	// more, of a machine that was thrown away.
 	Traces func(root content.CID) [][]uint64
+	Booted func(root content.CID, trace []uint64)
 	// Members returns the members that are connected and may read content of a scope, by ID, this one left out; Call asks one.
 	Members func(scope content.Scope) []string
 	Call    func(ctx context.Context, id, method string, body []byte) ([]byte, error)
@@ -149,12 +150,15 @@ func (p *Profiles) profile(ctx context.Context, op *operations.Operation, name s
 		return err
 	}
 	own := p.cfg.Traces(image.ID())
+	for _, trace := range traces {
+		p.cfg.Booted(image.ID(), trace)
+	}
 	others := p.ask(ctx, image.ID(), root.Head.Scope)
 	list := merge.Merge(image.ID(), p.cfg.Now(), within(image.Root().Shape(), slices.Concat(traces, own, others)))
 	if list == nil {
 		return fmt.Errorf("%w: no member has recorded a boot of what it stands for now: have it booted here, with `grange image profile %s --runs 1`", content.ErrNotFound, name)
 	}
-	said = append([]string{fmt.Sprintf("%d chunks; boots: %d for this, %d of this node's guests, %d of other members'", list.Chunks(), len(traces), len(own), len(others))}, said...)
+	said = append([]string{fmt.Sprintf("%d chunks; boots: %d for this, %d kept on this node before, %d of other members'", list.Chunks(), len(traces), len(own), len(others))}, said...)
 	op.Update(func(v *operations.View) { v.Unit, v.Done, v.Note = "", 0, strings.Join(said, "\n") })
 	return p.cfg.LayOut(ctx, op, name, list)
 }

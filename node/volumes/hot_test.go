@@ -18,10 +18,9 @@ import (
 
 const hotChunks = 3 * touch.Least
 
-// TestAVolumeBringsWhatWasReadFirst: its record says what was read first when it was in use the last time, and whoever opens
-// it next is told, be it a boot that has ended or what there is of one when it is released. What is written and folded meanwhile changes none of that; a use that reads next to nothing neither.
-func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
-	p := newPair(t)
+// publish has an image of hotChunks.
+func (p *pair) publish(t *testing.T) {
+	t.Helper()
 	b, err := build.New(t.Context(), build.Config{Bucket: p.shelf.bucket, Scope: content.Mesh(), Size: hotChunks * content.ChunkSizeDefault})
 	for i := range uint64(hotChunks) {
 		err = errors.Join(err, b.Add(t.Context(), i, bytes.Repeat([]byte{byte(i + 1)}, content.ChunkSizeDefault)))
@@ -32,6 +31,43 @@ func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestAStartIsNoBoot: guests go on over a start of the node, and what they read then is not what they boot by; nor is
+// anything brought in for them, which they have.
+func TestAStartIsNoBoot(t *testing.T) {
+	p := newPair(t)
+	p.publish(t)
+	told := 0
+	opened := func(*fetch.Image, string, catalog.Volume) { told++ }
+	p.a.cfg.Opened = opened
+	spec := Spec{}
+	spec.From = content.Ref{Kind: content.KindImage, Name: "debian"}
+	p.a.put(t, "disk", spec)
+	if told != 1 {
+		t.Fatalf("a new volume is told of %d times", told)
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.a.cfg.Opened = opened
+	p.a.openAll(t.Context())
+	if state := p.a.state(t, "disk"); state != terms.StateAttached || told != 1 {
+		t.Errorf("after a start it is %s, and told of %d times", state, told)
+	}
+	if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	if p.a.put(t, "disk", Spec{}); told != 2 {
+		t.Errorf("attached anew it is told of %d times", told)
+	}
+}
+
+// TestAVolumeBringsWhatWasReadFirst: its record says what was read first when it was in use the last time, and whoever opens
+// it next is told, be it a boot that has ended or what there is of one when it is released. What is written and folded
+// meanwhile changes none of that; a use that reads next to nothing neither.
+func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
+	p := newPair(t)
+	p.publish(t)
 	var mu sync.Mutex
 	var told *catalog.Boot
 	for _, w := range []*world{p.a, p.b} {

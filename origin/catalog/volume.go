@@ -37,8 +37,8 @@ const (
 	// in a record, which has to stay small.
 	HoldersMax = 4
 	// HotSizeMax bounds the list of a volume, in bytes, and HotSegmentsMax the segments that a record with one has: with
-	// more there is no room.
-	HotSizeMax, HotSegmentsMax = 640, 8
+	// more there is no room, see TestTheLargestRecordsFit.
+	HotSizeMax, HotSegmentsMax = 640, 32
 )
 
 // PolicyHolders returns how many holders a policy asks for; 0 for local and origin. A

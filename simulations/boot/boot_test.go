@@ -77,6 +77,7 @@ func TestColdBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := c.since()
+	t.Logf("%d chunks are listed, of %d bytes: %d requests for packs, %d bytes of chunks, %d of the store", list.Chunks(), list.Stored, c.asked.of("packs/"), got.raw, got.sent)
 	// What finds them comes beside them: the record's map node and page, and those of the chunks.
 	const beside, besideBytes = 4, 512 << 10
 	if most := int(list.Stored>>20) + 1 + beside; c.asked.of("packs/") > most {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ func profiles(image debian.Image, more ...string) []string {
 	return append([]string{"image", "profile", "debian", "--kernel", image.Kernel, "--initrd", image.Initrd, "--append", "root=/dev/vda rw console=ttyS0 net.ifnames=0", "--timeout", "10m"}, more...)
 }
 
-// TestProfile: a real image is booted in a machine that is thrown away, and what that reads is in its record. Of one that is
+// TestProfile: a real image is booted in a machine that is thrown away, and what that reads is in its record and kept. Of one that is
 // cancelled, or whose node is killed, nothing is left.
 func TestProfile(t *testing.T) {
 	cache, err := os.UserCacheDir()
@@ -75,6 +76,10 @@ func TestProfile(t *testing.T) {
 	}
 	if chunks, _ := strconv.Atoi(said[1]); chunks < 300 || chunks > 700 {
 		t.Errorf("a boot reads %d chunks", chunks)
+	}
+	again := said[1] + " chunks; boots: 0 for this, 1 kept on this node before"
+	if out := run(t, n, profiles(image, "--runs", "0")...); !strings.Contains(out, again) {
+		t.Errorf("without a boot it says %q, want %q", out, again)
 	}
 	nothingLeft(t, n)
 }

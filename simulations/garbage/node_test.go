@@ -138,10 +138,7 @@ func (p *process) build() (err error) {
 	if err != nil {
 		return err
 	}
-	booted, err := boots.New(boots.Config{Dir: filepath.Join(p.dir, "boots"), Codec: p.s.codec, Now: p.now, Log: quiet})
-	if err != nil {
-		return err
-	}
+	booted := boots.New(boots.Config{Dir: filepath.Join(p.dir, "boots"), Codec: p.s.codec, Now: p.now, Log: quiet})
 	p.images = images.New(images.Config{
 		Dir: p.dir, Names: p.names, Fetcher: fetcher, Boots: booted, Cache: p.cache, Operations: p.work, Self: p.String(), Mesh: func() int { return 3 },
 		Readable: func() bucket.Bucket { return store }, Writable: func() (bucket.Bucket, error) { return store, nil },

@@ -115,7 +115,7 @@ func TestABrokenKVM(t *testing.T) {
 	}
 	var again []error
 	cfg.Again = func(why error) { again = append(again, why) }
-	cfg.Accel, cfg.Timeout, cfg.Quiet = "kvm:tcg", time.Hour, time.Hour
+	cfg.Accel, cfg.Timeout, cfg.Quiet, cfg.Least = "kvm:tcg", time.Hour, time.Second, 1000
 	if end, err := throwaway.Boot(t.Context(), cfg); err != nil || end != throwaway.Prompt {
 		t.Errorf("%q, %v", end, err)
 	}
