@@ -1,4 +1,4 @@
-package merge_test
+package merge
 
 import (
 	"slices"
@@ -7,7 +7,6 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/grangemesh/grange/node/boots/merge"
 	"github.com/grangemesh/grange/node/fetch/touch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -24,10 +23,10 @@ func TestHotFits(t *testing.T) {
 		read := rapid.SliceOfNDistinct(index, 0, touch.Max, rapid.ID[uint64]).Draw(r, "read")
 		var had *catalog.Boot
 		if before := rapid.SliceOfNDistinct(index, 0, 200, rapid.ID[uint64]).Draw(r, "had"); len(before) > 0 {
-			had = merge.Merge(content.Sum(nil), time.Now(), [][]uint64{before})
+			had = Merge(content.Sum(nil), time.Now(), [][]uint64{before})
 		}
-		of := catalog.Folded{Head: head, Segments: make([]content.SegmentRef, rapid.IntRange(0, catalog.HotSegmentsMax+4).Draw(r, "segments"))}
-		hot := merge.Hot(c, of, had, read)
+		of := catalog.Folded{Head: head, Segments: make([]content.SegmentRef, rapid.IntRange(0, 12).Draw(r, "segments"))}
+		hot := Hot(c, of, had, read)
 		if hot == nil {
 			return
 		}
