@@ -6,6 +6,7 @@ import (
 
 	"github.com/grangemesh/grange/node/boots"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -30,6 +31,6 @@ func (n *Node) bootList(root content.CID) (list *catalog.Boot, published bool) {
 }
 
 // opened is told of a volume whose disk is about to be read.
-func (n *Node) opened(m *fetch.Image, name string, body catalog.Volume) {
-	n.Boots.Opened(m, boots.Disk{Name: name, Lineage: body.Lineage, Hot: body.Hot})
+func (n *Node) opened(m *fetch.Image, e index.Entry, start bool) {
+	n.Boots.Opened(m, boots.Disk{Name: e.Name, Lineage: e.Lineage, Hot: e.Hot, Again: start})
 }

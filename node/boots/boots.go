@@ -44,6 +44,8 @@ type Disk struct {
 	Lineage []content.CID
 	// Hot are the chunks that were read first the last time, nil for not known.
 	Hot *catalog.Boot
+	// Again is of one that a start of the node opens, over which guests go on: what they read then is not what they boot by.
+	Again bool
 }
 
 // Config is what Boots are built from.
@@ -122,8 +124,9 @@ func (b *Boots) Ahead(m *fetch.Image) { b.replay(m, b.list(m.ID(), Disk{})) }
 // read first is recorded. It does not wait.
 func (b *Boots) Opened(m *fetch.Image, d Disk) {
 	r := &recording{disk: d, root: m.ID(), list: b.list(m.ID(), d)}
-	r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) })
-	m.Record(r.trace)
+	if r.trace = touch.New(m.Root().Shape().Chunks, func() { b.start(func(ctx context.Context) { b.watch(ctx, r) }) }); !d.Again {
+		m.Record(r.trace)
+	}
 	b.replay(m, r.list)
 }
 

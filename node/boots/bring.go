@@ -13,22 +13,22 @@ import (
 )
 
 const (
-	// windowLeast is what of a list is on its way at first, in bytes as stored: two runs, so that one comes while the other is
-	// asked for, and a slow line brings them nearly one after the other. windowMost is what it grows to: what a line of
-	// 1 Gbit/s carries in 60 ms.
-	windowLeast, windowMost = 2 << 20, 8 << 20
-	// pays is how many times as fast it has to get for a window that is doubled.
-	pays = 1.25
+	// windowLeast is what of a list is on its way at first, in bytes as stored: some runs, each by a connection of its own, as
+	// one that is fresh takes a round trip each time that it doubles what it carries. windowMost is what it grows to: what a
+	// line of 1 Gbit/s carries in 120 ms.
+	windowLeast, windowMost = 4 << 20, 16 << 20
+	// windowTime is for how long what is on its way keeps the line busy: some round trips of a store that is far away. A line
+	// that is slow has no more, so that what comes first is what is wanted first.
+	windowTime = 300 * time.Millisecond
+	// windowParts is by how many requests that is brought at least.
+	windowParts = 4
 )
 
-// window is how much of a list is on its way at most: as much as makes it come faster, and no more, so that what comes
-// first is what is wanted first. It is pure.
+// window is how much of a list is on its way at most: as much as makes it come faster, and no more. It is pure.
 type window struct {
 	size  int
 	since time.Time // of what follows; zero before the first has come, which took a round trip more than those behind it
 	came  int
-	rate  float64 // the best so far, in bytes a second
-	full  bool    // it does not grow any more
 }
 
 func newWindow() *window { return &window{size: windowLeast} }
@@ -40,15 +40,11 @@ func (w *window) landed(n int, now time.Time) {
 		return
 	}
 	w.came += n
-	took := now.Sub(w.since).Seconds()
-	if w.full || w.came < w.size || took <= 0 {
-		return
+	if took := now.Sub(w.since); w.came >= w.size && took > 0 {
+		rate := float64(w.came) / took.Seconds()
+		w.size = int(min(max(rate*windowTime.Seconds(), windowLeast), windowMost))
+		w.since, w.came = now, 0
 	}
-	rate := float64(w.came) / took
-	if w.full = rate < pays*w.rate || w.size == windowMost; !w.full {
-		w.size *= 2
-	}
-	w.rate, w.since, w.came = max(w.rate, rate), now, 0
 }
 
 // following are the objects behind the first part that one request may bring with it, so that all is so many bytes: on a line
@@ -87,7 +83,7 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 			break
 		}
 		under += p.Stored
-		p.Also = following(parts[i:], w.size/2)
+		p.Also = following(parts[i:], w.size/windowParts)
 		all.Go(func() {
 			err := m.Bring(ctx, as, p, came)
 			mu.Lock()

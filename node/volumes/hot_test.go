@@ -10,6 +10,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/touch"
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -33,32 +34,31 @@ func (p *pair) publish(t *testing.T) {
 	}
 }
 
-// TestAStartIsNoBoot: guests go on over a start of the node, and what they read then is not what they boot by; nor is
-// anything brought in for them, which they have.
+// TestAStartIsNoBoot: guests go on over a start of the node, and what they read then is not what they boot by.
 func TestAStartIsNoBoot(t *testing.T) {
 	p := newPair(t)
 	p.publish(t)
-	told := 0
-	opened := func(*fetch.Image, string, catalog.Volume) { told++ }
+	told, again := 0, false
+	opened := func(_ *fetch.Image, _ index.Entry, start bool) { told, again = told+1, start }
 	p.a.cfg.Opened = opened
 	spec := Spec{}
 	spec.From = content.Ref{Kind: content.KindImage, Name: "debian"}
 	p.a.put(t, "disk", spec)
-	if told != 1 {
-		t.Fatalf("a new volume is told of %d times", told)
+	if told != 1 || again {
+		t.Fatalf("a new volume is told of %d times, %t", told, again)
 	}
 	p.a = p.a.again(t)
 	p.join(p.a)
 	p.a.cfg.Opened = opened
 	p.a.openAll(t.Context())
-	if state := p.a.state(t, "disk"); state != terms.StateAttached || told != 1 {
-		t.Errorf("after a start it is %s, and told of %d times", state, told)
+	if state := p.a.state(t, "disk"); state != terms.StateAttached || told != 2 || !again {
+		t.Errorf("after a start it is %s, and told of %d times, %t", state, told, again)
 	}
 	if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
 		t.Fatal(err)
 	}
-	if p.a.put(t, "disk", Spec{}); told != 2 {
-		t.Errorf("attached anew it is told of %d times", told)
+	if p.a.put(t, "disk", Spec{}); told != 3 || again {
+		t.Errorf("attached anew it is told of %d times, %t", told, again)
 	}
 }
 
@@ -72,11 +72,11 @@ func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
 	var told *catalog.Boot
 	for _, w := range []*world{p.a, p.b} {
 		w.cfg.Library = p.shelf
-		w.cfg.Opened = func(m *fetch.Image, _ string, body catalog.Volume) {
+		w.cfg.Opened = func(m *fetch.Image, e index.Entry, _ bool) {
 			m.Record(touch.New(m.Root().Shape().Chunks, func() {}))
 			mu.Lock()
 			defer mu.Unlock()
-			told = body.Hot
+			told = e.Hot
 		}
 		w.run(t)
 	}

@@ -64,8 +64,8 @@ func (a *attached) serve(ctx context.Context) (err error) {
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
 			return err
 		}
-		if a.v.cfg.Opened != nil && !a.v.opening.Load() { // guests go on over a start
-			a.v.cfg.Opened(a.image, e.Name, e.Volume)
+		if a.v.cfg.Opened != nil {
+			a.v.cfg.Opened(a.image, e, a.v.opening.Load())
 		}
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}

@@ -67,8 +67,8 @@ type Config struct {
 	// Returned counts how often this node was cut off and is back.
 	Returned func() int64
 	Library  Library
-	// Opened is told of what a volume's users are about to read, as its record has it; or nil.
-	Opened   func(m *fetch.Image, name string, body catalog.Volume)
+	// Opened is told of what a volume's users are about to read, and whether a start opens it, over which they go on; or nil.
+	Opened   func(m *fetch.Image, e index.Entry, start bool)
 	Registry records.Registry
 	// Origin returns the bucket, or says why nothing can be written to it; nil is for who
 	// has none. Signer vouches for what is stored there.

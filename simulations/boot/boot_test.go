@@ -67,6 +67,9 @@ func TestColdBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	profiled(t, s)
+	if err := teacher.Stop(); err != nil { // the store alone has it then
+		t.Fatal(err)
+	}
 	list := s.record(t, "disk").Boot
 	if n := len(trace.Chunks(chunk)); list.Chunks() != n {
 		t.Errorf("%d chunks are listed, %d were read", list.Chunks(), n)
@@ -78,9 +81,9 @@ func TestColdBoot(t *testing.T) {
 	}
 	got := c.since()
 	t.Logf("%d chunks are listed, of %d bytes: %d requests for packs, %d bytes of chunks, %d of the store", list.Chunks(), list.Stored, c.asked.of("packs/"), got.raw, got.sent)
-	// What finds them comes beside them: the record's map node and page, and those of the chunks.
-	const beside, besideBytes = 4, 512 << 10
-	if most := int(list.Stored>>20) + 1 + beside; c.asked.of("packs/") > most {
+	// What finds them comes beside them; a guest in such a hurry reads some itself, which splits what is asked for.
+	const beside, besideBytes = 8, 512 << 10
+	if most := 2*int(list.Stored>>20+1) + beside; c.asked.of("packs/") > most {
 		t.Errorf("%d requests for packs, for a list of %d bytes: want %d at most", c.asked.of("packs/"), list.Stored, most)
 	}
 	if most := int64(list.Chunks()*chunk + besideBytes); got.raw > most {
