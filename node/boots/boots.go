@@ -196,6 +196,9 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	if _, published := b.cfg.Image(r.root); !published {
 		return // what it reads next time its own record says
 	}
+	if r.disk.Hot != nil {
+		x.listed = 0 // that was the volume's alone: of the image's it tells nothing
+	}
 	b.note(r.root, x)
 }
 
