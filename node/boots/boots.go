@@ -38,8 +38,6 @@ const (
 
 // Disk is a disk that guests are about to read.
 type Disk struct {
-	// Name is what its volume is called.
-	Name string
 	// Lineage are the roots before its own, the nearest first.
 	Lineage []content.CID
 	// Hot are the chunks that were read first the last time, nil for not known.
