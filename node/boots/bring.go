@@ -20,8 +20,9 @@ const (
 	// windowTime is for how long what is on its way keeps the line busy: some round trips of a store that is far away. A line
 	// that is slow has no more, so that what comes first is what is wanted first.
 	windowTime = 300 * time.Millisecond
-	// windowParts is by how many requests that is brought at least.
-	windowParts = 4
+	// windowParts is by how many requests a wide window is brought, and requestLeast what one of them brings though it is
+	// narrow, two runs: stores count requests.
+	windowParts, requestLeast = 4, 5 << 19
 )
 
 // window is how much of a list is on its way at most: as much as makes it come faster, and no more. It is pure.
@@ -83,7 +84,7 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 			break
 		}
 		under += p.Stored
-		p.Also = following(parts[i:], w.size/windowParts)
+		p.Also = following(parts[i:], max(w.size/windowParts, requestLeast))
 		all.Go(func() {
 			err := m.Bring(ctx, as, p, came)
 			mu.Lock()
