@@ -32,5 +32,5 @@ func (n *Node) bootList(root content.CID) (list *catalog.Boot, published bool) {
 
 // opened is told of a volume whose disk is about to be read.
 func (n *Node) opened(m *fetch.Image, e index.Entry, start bool) {
-	n.Boots.Opened(m, boots.Disk{Name: e.Name, Lineage: e.Lineage, Hot: e.Hot, Again: start})
+	n.Boots.Opened(m, boots.Disk{Lineage: e.Lineage, Hot: e.Hot, Again: start})
 }

@@ -38,8 +38,6 @@ const (
 
 // Disk is a disk that guests are about to read.
 type Disk struct {
-	// Name is what its volume is called.
-	Name string
 	// Lineage are the roots before its own, the nearest first.
 	Lineage []content.CID
 	// Hot are the chunks that were read first the last time, nil for not known.
@@ -107,7 +105,7 @@ func (b *Boots) Run(ctx context.Context) error {
 	return nil
 }
 
-// start does something beside. Disks are opened before Run is called, too: a start of the node opens those that it had.
+// start does something beside. Whoever opens disks may come before Run.
 func (b *Boots) start(do func(context.Context)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -195,6 +193,9 @@ func (b *Boots) watch(ctx context.Context, r *recording) {
 	b.chunk.WithLabelValues("false").Add(float64(x.listed - x.read))
 	if _, published := b.cfg.Image(r.root); !published {
 		return // what it reads next time its own record says
+	}
+	if r.disk.Hot != nil {
+		x.listed = 0 // that was the volume's alone: of the image's it tells nothing
 	}
 	b.note(r.root, x)
 }

@@ -4,20 +4,20 @@ import (
 	"context"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/touch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 func newBoots(t *testing.T) *Boots {
 	t.Helper()
-	return New(Config{
-		Dir: t.TempDir(), Image: func(content.CID) (*catalog.Boot, bool) { return nil, false }, Codec: content.NewCodec(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
-	})
+	return New(Config{Dir: t.TempDir(), Codec: content.NewCodec(), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 }
 
-// TestDisksAreOpenedBeforeRun: a start of the node opens those that it had, whatever runs first; and nothing outlives Run.
+// TestDisksAreOpenedBeforeRun: whatever of a node runs first, what is opened is told of; and nothing outlives Run.
 func TestDisksAreOpenedBeforeRun(t *testing.T) {
 	b := newBoots(t)
 	began, ended := make(chan struct{}), make(chan struct{})
@@ -61,4 +61,23 @@ func TestUseIsOfTheListThatIs(t *testing.T) {
 	if u := b.Use(root, 8); u.Left || u.Listed != 0 || u.Share != 0 || u.Boots != judgedAfter {
 		t.Errorf("of a new list: %+v", u)
 	}
+}
+
+// TestWhatIsJudged: a boot tells of the list that the image's record has, and nothing of it where its volume had one of its own.
+func TestWhatIsJudged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, root := newBoots(t), rootOf(1)
+		own, hot := &catalog.Boot{Made: 7, Stages: []catalog.BootStage{{Chunks: []uint64{1, 2, 900, 901}}}}, &catalog.Boot{Made: 8, Stages: []catalog.BootStage{{Chunks: []uint64{1}}}}
+		b.cfg.Image = func(content.CID) (*catalog.Boot, bool) { return own, true }
+		for n, r := range []*recording{{list: own}, {list: hot, disk: Disk{Hot: hot}}, {list: own}, {}} {
+			r.root, r.trace = root, touch.New(content.MapFanout, func() {})
+			for i := range uint64(touch.Least) {
+				r.trace.Touch(i)
+			}
+			b.watch(t.Context(), r)
+			if u, want := b.Use(root, 7), min(n/2+1, 2); u.Boots != n+1 || u.Listed != want || u.Share != 0.5 {
+				t.Errorf("after %d boots: %+v", n+1, u)
+			}
+		}
+	})
 }

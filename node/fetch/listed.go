@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 
 	"github.com/grangemesh/grange/node/fetch/object"
@@ -19,9 +18,9 @@ type Part = object.Part
 // Record has t told of each chunk that guests read by this handle.
 func (m *Image) Record(t *touch.Trace) { m.trace.Store(t) }
 
-// Booted are the chunks that a boot has read by this handle, in the order of first touch, once that, or the use of its disk,
+// Touched are the chunks that a boot has read by this handle, in the order of first touch, once that, or the use of its disk,
 // is over; none where nothing is recorded, or m is nil.
-func (m *Image) Booted(over bool) []uint64 {
+func (m *Image) Touched(over bool) []uint64 {
 	if m == nil {
 		return nil
 	}
@@ -40,28 +39,24 @@ func (m *Image) Listed() (over func()) {
 func (m *Image) Lay(ctx context.Context, list []uint64) ([]Part, error) {
 	rs, how := m.rs.Load(), m.by(exchange.PriorityReadahead)
 	list = slices.DeleteFunc(slices.Clone(list), func(index uint64) bool { return !rs.shape.Contains(content.Chunk(index)) })
-	failed := map[uint64]error{} // by leaf
-	m.readLeaves(ctx, func(yield func(uint64) bool) {
+	met := map[uint64]bool{}
+	err := m.readLeaves(ctx, func(yield func(uint64) bool) {
 		for _, index := range list {
-			n := index / content.MapFanout
-			if _, met := failed[n]; !met && !yield(n) {
-				return
+			if n := index / content.MapFanout; !met[n] {
+				if met[n] = true; !yield(n) {
+					return
+				}
 			}
-			failed[n] = nil
 		}
 	})
+	how.local = true // what could be had of the map is here
 	laid := object.Parts{}
 	for _, index := range list {
-		n := index / content.MapFanout
-		if failed[n] != nil {
-			continue
-		}
-		o, ok, err := m.f.chunk(ctx, rs, index, how)
-		if failed[n] = err; ok && !m.f.cfg.Cache.Has(o.ID) && !m.f.cfg.Cache.Full() { // which would not keep it
+		if o, ok, _ := m.f.chunk(ctx, rs, index, how); ok && !m.f.cfg.Cache.Has(o.ID) && !m.f.cfg.Cache.Full() { // which would not keep it
 			laid.Add(o)
 		}
 	}
-	return laid.All, m.why(errors.Join(slices.Collect(maps.Values(failed))...))
+	return laid.All, m.why(err)
 }
 
 // Bring brings a part into the cache, as urgent as it says, and has came count raw bytes by source.

@@ -153,4 +153,7 @@ func TestListsBringWhatTheyName(t *testing.T) {
 	if again, _ := g.Lay(t.Context(), want); len(again) > 0 {
 		t.Errorf("what is here is laid again: %v", again)
 	}
+	if err := g.ReadChunk(t.Context(), list[0], 0, p); !errors.Is(err, content.ErrCorrupt) || g.Spent()["cache"] != 0 {
+		t.Errorf("a read that fails: %v; waited was %v", err, g.Spent())
+	}
 }

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 
@@ -95,24 +96,24 @@ func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object.Object, ho
 // the 16,384 of 2 TiB, where each takes 10 ms, in 3 s instead of 160.
 const mapAhead = 64
 
-// readMapAhead asks for a row of leaves, when the first of them is due and not here.
+// readMapAhead asks for a row of leaves, when the first of them is due and not here. What fails is left to who reads it.
 func (m *Image) readMapAhead(ctx context.Context, n, end uint64) {
 	if n%mapAhead == 0 && m.rs.Load().nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) == nil {
-		m.readLeaves(ctx, func(yield func(uint64) bool) {
+		_ = m.readLeaves(ctx, func(yield func(uint64) bool) {
 			for end = min(end, n+mapAhead); n < end && yield(n); n++ {
 			}
 		})
 	}
 }
 
-// readLeaves asks for leaves side by side, and waits for them. What fails is left to who reads it.
-func (m *Image) readLeaves(ctx context.Context, leaves iter.Seq[uint64]) {
+// readLeaves asks for leaves side by side, and waits for them. The error says what failed of it.
+func (m *Image) readLeaves(ctx context.Context, leaves iter.Seq[uint64]) (failed error) {
 	f, rs := m.f, m.rs.Load()
 	var due []object.Object
 	for n := range leaves {
 		p := content.Pos{Level: 1, Index: n}
 		pair, ok, err := f.pair(ctx, rs, p, m.by(exchange.PriorityGuest))
-		if err != nil {
+		if failed = err; err != nil {
 			break
 		}
 		if ok && rs.nodes.Peek(nodeKey(p)) == nil && !(f.cfg.Cache.Has(pair.Node.CID) && f.cfg.Cache.Has(pair.Page.CID)) {
@@ -120,8 +121,10 @@ func (m *Image) readLeaves(ctx context.Context, leaves iter.Seq[uint64]) {
 		}
 	}
 	for _, fl := range f.join(rs, due, m.by(exchange.PriorityReadahead)) {
-		_, _ = fl.wait(ctx)
+		_, err := fl.wait(ctx)
+		failed = errors.Join(failed, err)
 	}
+	return failed
 }
 
 // cachedNode reads a node and its page from the cache, if both go so far.

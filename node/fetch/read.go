@@ -107,8 +107,11 @@ func (j *job) await(ctx context.Context, reads []*read) error {
 // what it brings into the cache before it gives up its claims, so what is neither
 // claimed nor in the cache is to be read.
 func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
-	more := j.how.list.Beside()
-	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && j.how.list == nil && !j.f.cfg.Cache.Full() { // which would not keep them
+	var more []object.Object
+	switch bulk := j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && !j.f.cfg.Cache.Full(); { // which would not keep them
+	case bulk && j.how.list != nil:
+		more = j.how.list.Also
+	case bulk:
 		more = j.neighbours()
 	}
 	left := j.left()

@@ -15,7 +15,7 @@ func (m *Image) note(r *chunkRead, err error) {
 	if fl := r.last; fl != nil && fl.ended.Load() && fl.err == nil {
 		from, id = fl.from, fl.obj.ID.String()
 	}
-	if r.how.priority == exchange.PriorityGuest {
+	if err == nil && r.how.priority == exchange.PriorityGuest { // else nothing came from anywhere
 		m.spent[from].Add(int64(took))
 		m.f.tally.Spent[from].Add(int64(took))
 	}

@@ -250,7 +250,7 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	if err != nil {
 		return Removed{}, err
 	}
-	if _, err := im.cfg.Names.Commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Farm: k.Farm, Base: &k.Record, Delete: true}); err != nil {
+	if err := im.cfg.Names.Delete(ctx, k.Record); err != nil {
 		return Removed{}, err
 	}
 	return Removed{k.Kind, im.cfg.Names.TagsOf(name)}, im.cfg.Cache.Unpin(name)

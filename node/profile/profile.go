@@ -76,8 +76,7 @@ type Spec struct {
 // WithDefaults checks what is asked for; ErrInvalid says what is wrong.
 func (s Spec) WithDefaults() (Spec, error) {
 	if s.Runs == nil {
-		s.Runs = new(int)
-		*s.Runs = runsDefault
+		s.Runs = new(runsDefault)
 	}
 	switch {
 	case *s.Runs < 0 || *s.Runs > RunsMax:

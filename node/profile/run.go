@@ -12,7 +12,6 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/node/boots/throwaway"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/touch"
@@ -40,7 +39,7 @@ func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each fun
 		return nil, nil, err
 	}
 	how, err := throwaway.Boot(ctx, throwaway.Config{
-		Device: device, Dir: dir, Room: func() error { return p.room(dir) }, Accel: p.cfg.Emulator, Memory: s.Memory, CPUs: s.CPUs, Kernel: s.Kernel, Initrd: s.Initrd, Append: s.Append,
+		Device: device, Dir: dir, Room: func() error { return images.WorkingRoom(dir)(0) }, Accel: p.cfg.Emulator, Memory: s.Memory, CPUs: s.CPUs, Kernel: s.Kernel, Initrd: s.Initrd, Append: s.Append,
 		Touched: func() int {
 			n := len(trace.Chunks())
 			each(n)
@@ -59,23 +58,17 @@ func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each fun
 	return trace.Chunks(), said, err
 }
 
-// room fails when the disk has no room for working files any more.
-func (p *Profiles) room(dir string) error { return images.WorkingRoom(dir)(0) }
-
 // inTurn is an image whose bytes come after those that guests wait for.
-type inTurn struct {
-	root.Source
-	read func(ctx context.Context, index uint64, off int, p []byte) error
-}
+type inTurn struct{ *fetch.Image }
 
 func (i inTurn) ReadChunk(ctx context.Context, index uint64, off int, p []byte) error {
-	return i.read(ctx, index, off, p)
+	return i.ReadInTurn(ctx, index, off, p)
 }
 
 // serve has an image be a disk that can only be read, on a socket in dir, until end is called.
 func (p *Profiles) serve(ctx context.Context, dir string, image *fetch.Image) (device string, end func() error, err error) {
 	cfg := volume.Config{
-		Dir: filepath.Join(dir, "disk"), Size: image.Root().Size, Source: inTurn{image, image.ReadInTurn}, SourceSize: image.Root().Size, ChunkSize: image.Root().ChunkSize, ReadOnly: true, Log: p.cfg.Log,
+		Dir: filepath.Join(dir, "disk"), Size: image.Root().Size, Source: inTurn{image}, SourceSize: image.Root().Size, ChunkSize: image.Root().ChunkSize, ReadOnly: true, Log: p.cfg.Log,
 	}
 	rand.Read(cfg.ID[:])
 	if err := volume.Create(cfg.Dir, cfg.ID); err != nil {

@@ -10,8 +10,8 @@ import (
 
 // OfVolumes is the volumes.Registry of a node of a farm.
 type OfVolumes struct {
-	Names *Names
-	Farm  string
+	*Names
+	Farm string
 }
 
 // listPage is how many records are taken at once where all are looked through: what the
@@ -19,20 +19,20 @@ type OfVolumes struct {
 const listPage = 10_000
 
 func (x OfVolumes) Volume(ctx context.Context, name string) (catalog.Record, error) {
-	k, err := x.Names.Lookup(ctx, content.KindVolume, name, true)
+	k, err := x.Lookup(ctx, content.KindVolume, name, true)
 	return k.Record, err
 }
 
 func (x OfVolumes) SureVolume(ctx context.Context, name string) (catalog.Record, error) {
-	k, err := x.Names.Lookup(ctx, content.KindVolume, name, true)
-	if (err == nil || k.Tombstone) && !x.Names.Sure(k) {
+	k, err := x.Lookup(ctx, content.KindVolume, name, true)
+	if (err == nil || k.Tombstone) && !x.Sure(k) {
 		return catalog.Record{}, fmt.Errorf("%w: one member alone says what it is", content.ErrUnavailable)
 	}
 	return k.Record, err
 }
 
 func (x OfVolumes) Snapshot(ctx context.Context, name string) (catalog.Record, error) {
-	k, err := x.Names.Lookup(ctx, content.KindSnapshot, name, true)
+	k, err := x.Lookup(ctx, content.KindSnapshot, name, true)
 	return k.Record, err
 }
 
@@ -41,11 +41,11 @@ func (x OfVolumes) Snapshots(ctx context.Context, volume string) []catalog.Recor
 	if volume != "" {
 		begin = volume + "@"
 	}
-	return x.Names.All(ctx, content.KindSnapshot, begin)
+	return x.All(ctx, content.KindSnapshot, begin)
 }
 
 func (x OfVolumes) Volumes(ctx context.Context) []catalog.Record {
-	return x.Names.All(ctx, content.KindVolume, "")
+	return x.All(ctx, content.KindVolume, "")
 }
 
 // All returns the records of a kind whose names begin so.
@@ -67,28 +67,24 @@ func (x OfVolumes) Commit(ctx context.Context, ch catalog.Change) (catalog.Recor
 	return x.Names.Commit(ctx, ch)
 }
 
-func (x OfVolumes) Delete(ctx context.Context, base catalog.Record) error {
-	_, err := x.Names.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
-	return err
-}
-
 // OfInstances is the instance.Registry of a node.
-type OfInstances struct{ Names *Names }
+type OfInstances struct{ *Names }
 
 func (x OfInstances) Instance(ctx context.Context, name string) (catalog.Record, error) {
-	k, err := x.Names.Lookup(ctx, content.KindInstance, name, true)
+	k, err := x.Lookup(ctx, content.KindInstance, name, true)
 	return k.Record, err
 }
 
 func (x OfInstances) Instances(ctx context.Context) []catalog.Record {
-	return x.Names.All(ctx, content.KindInstance, "")
+	return x.All(ctx, content.KindInstance, "")
 }
 
 func (x OfInstances) Commit(ctx context.Context, name string, base *catalog.Record, farm string, body []byte) (catalog.Record, error) {
 	return x.Names.Commit(ctx, catalog.Change{Kind: content.KindInstance, Name: name, Farm: farm, Base: base, Body: body})
 }
 
-func (x OfInstances) Delete(ctx context.Context, base catalog.Record) error {
-	_, err := x.Names.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
+// Delete writes a tombstone over a record.
+func (n *Names) Delete(ctx context.Context, base catalog.Record) error {
+	_, err := n.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
 	return err
 }

@@ -159,7 +159,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		if err := change(&body); err != nil {
 			return err
 		}
-		body.Hot = merge.Hot(a.v.codec, body.Folded, hot, a.image.Booted(body.State == catalog.Released))
+		body.Hot = merge.Hot(a.v.codec, body.Folded, hot, a.image.Touched(body.State == catalog.Released))
 		r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 		if err == nil {
 			return a.keep(&r, body)

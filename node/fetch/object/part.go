@@ -10,14 +10,6 @@ type Part struct {
 	Also []Object
 }
 
-// Beside is Also, and nothing of no part.
-func (p *Part) Beside() []Object {
-	if p == nil {
-		return nil
-	}
-	return p.Also
-}
-
 // Parts are those of several runs, in the order of what was added first of each. The zero value has none.
 type Parts struct {
 	All   []Part

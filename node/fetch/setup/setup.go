@@ -100,7 +100,7 @@ type Config struct {
 // WithDefaults fails for a Config that lacks a part.
 func (cfg Config) WithDefaults() (Config, error) {
 	if cfg.Cache == nil || cfg.Verifier == nil || cfg.Members == nil {
-		return cfg, errors.New("Config needs a Cache, a Verifier and Members")
+		return cfg, errors.New("fetch: Config needs a Cache, a Verifier and Members")
 	}
 	cfg.IOTimeout = cmp.Or(cfg.IOTimeout, IOTimeoutDefault)
 	if cfg.Now == nil {
