@@ -21,8 +21,8 @@ const (
 	// that is slow has no more, so that what comes first is what is wanted first.
 	windowTime = 300 * time.Millisecond
 	// windowParts is by how many requests a wide window is brought, and requestLeast what one of them brings though it is
-	// narrow, two runs: stores count requests.
-	windowParts, requestLeast = 4, 5 << 19
+	// narrow, three runs: stores count requests.
+	windowParts, requestLeast = 4, 7 << 19
 )
 
 // window is how much of a list is on its way at most: as much as makes it come faster, and no more. It is pure.
