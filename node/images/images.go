@@ -338,8 +338,18 @@ func isDisk(k records.Known) error {
 	return nil
 }
 
-// Base implements volumes.Library.
+// Base implements volumes.Library: what boots want of it is brought in from now on.
 func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
+	return im.stands(ctx, ref, im.cfg.Boots.Ahead)
+}
+
+// Stands implements volumes.Library.
+func (im *Images) Stands(ctx context.Context, ref content.Ref) (fetch.Root, error) {
+	return im.stands(ctx, ref, func(*fetch.Image) {})
+}
+
+// stands is Stands, and does something with what it is as soon as that is known.
+func (im *Images) stands(ctx context.Context, ref content.Ref, with func(*fetch.Image)) (fetch.Root, error) {
 	if ref.Kind != content.KindImage {
 		return fetch.Root{}, fmt.Errorf("%s: %w: this version creates volumes from images", ref, errors.ErrUnsupported)
 	}
@@ -352,7 +362,7 @@ func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	}
 	r := RootOf(k)
 	if m, err := im.cfg.Fetcher.Learn(r); err == nil {
-		im.cfg.Boots.Ahead(m)
+		with(m)
 		m.Prepare(ctx) // the new volume's first read knows whom to ask
 	}
 	return r, nil

@@ -148,8 +148,8 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 	if body.Source = filepath.Base(req.Path); filepath.Dir(req.Path) == work.dir {
 		body.Source = "standard input" // which the command line has kept there
 	}
-	body.Files, body.Boot = tree, im.listFor(ctx, list, body.Head)
-	return im.replace(ctx, content.KindImage, name, body, old)
+	body.Files = tree
+	return im.succeed(ctx, name, body, old, list)
 }
 
 // made tells whether this node has itself made the image's file system, of files. The
@@ -193,10 +193,10 @@ func (im *Images) Publish(ctx context.Context, name string, body catalog.Image, 
 	if list == nil {
 		list = im.inherited(ctx, body)
 	}
-	if body.Boot = im.listFor(ctx, list, body.Head); old != nil {
+	if old != nil {
 		body.Lineage = old.lineage()
 	}
-	return im.replace(ctx, content.KindImage, name, body, old)
+	return im.succeed(ctx, name, body, old, list)
 }
 
 // version is what a name stands for before it is published anew.

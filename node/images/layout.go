@@ -18,7 +18,7 @@ const (
 	// laidLeast is the part of a boot list, in hundredths, that lies together still where a layout is worth nothing more:
 	// a boot asks for the rest by some requests of its own.
 	laidLeast = 95
-	// ownLeast is the part of what a root has in a pack, in hundredths, that is of the list, where that is a pack of the
+	// ownLeast is the part of the chunks that a root has in a pack, in hundredths, that is of the list, where that is a pack of the
 	// list: a few chunks that are not wanted any more are read with the others.
 	ownLeast = 75
 	// keptLeast is the part of a list, in hundredths, that a new version of the image has at the same places where that is
@@ -29,14 +29,19 @@ const (
 // laid is a boot list, and where its chunks lie under a head of its root.
 type laid struct {
 	*catalog.Boot
-	at   map[uint64]pack.Extent
-	from *pack.Reader
-	base build.Base
+	at    map[uint64]pack.Extent
+	above map[pack.ID]uint64 // bytes of the nodes of the map that are above them
+	from  *pack.Reader
+	base  build.Base
 }
 
 // lay finds what of a list is no hole. It is nil where that is nothing.
 func lay(ctx context.Context, from *pack.Reader, head pack.Head, list *catalog.Boot) (*laid, error) {
-	at, err := build.Find(ctx, from.ReadNode, head, list.All())
+	above := map[pack.ID]uint64{}
+	at, err := build.Find(ctx, func(ctx context.Context, scope content.Scope, level int, p pack.Pair) (pack.MapNode, error) {
+		above[p.Node.Pack] += uint64(p.Node.Length) + uint64(p.Page.Length)
+		return from.ReadNode(ctx, scope, level, p)
+	}, head, list.All())
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +49,7 @@ func lay(ctx context.Context, from *pack.Reader, head pack.Head, list *catalog.B
 	if err != nil {
 		return nil, err
 	}
-	out := &laid{list.Only(func(chunk uint64) bool { return !at[chunk].CID.IsHole() }), at, from, base}
+	out := &laid{list.Only(func(chunk uint64) bool { return !at[chunk].CID.IsHole() }), at, above, from, base}
 	if out.Boot == nil {
 		return nil, nil
 	}
@@ -64,7 +69,7 @@ func (l *laid) stored() (n uint64) {
 	return n
 }
 
-// packs are those of the list: little else of the root is in them.
+// packs are those of the list: few other chunks of the root are in them.
 func (l *laid) packs() map[pack.ID]bool {
 	if l == nil {
 		return nil
@@ -74,7 +79,7 @@ func (l *laid) packs() map[pack.ID]bool {
 		bytes[l.at[chunk].Pack] += uint64(l.at[chunk].Length)
 	}
 	for _, p := range l.base.Manifest.Packs {
-		are[p.ID] = bytes[p.ID] > 0 && bytes[p.ID]*100 >= p.Bytes*ownLeast
+		are[p.ID] = bytes[p.ID] > 0 && bytes[p.ID]*100 >= (p.Bytes-l.above[p.ID])*ownLeast
 	}
 	return are
 }
@@ -201,6 +206,23 @@ func (im *Images) layOut(ctx context.Context, op Updater, old *version, list *ca
 	body.Stored += stats.NewStoredBytes - l.Stored
 	body.Head, l.Stored = now.Head, stats.NewStoredBytes
 	return body, nil
+}
+
+// succeed publishes what follows a version of an image, with what of a list holds for it. Where that version was laid out anew
+// meanwhile this follows that: who imports for hours does not fail by who profiles.
+func (im *Images) succeed(ctx context.Context, name string, body catalog.Image, old *version, list *laid) error {
+	for try := 1; ; try++ {
+		body.Boot = im.listFor(ctx, list, body.Head)
+		err := im.replace(ctx, content.KindImage, name, body, old)
+		if old == nil || !errors.Is(err, content.ErrConflict) || errors.Is(err, content.Gone) || try == tagTries {
+			return err
+		}
+		now, failed := im.previous(ctx, old.Kind, name, true)
+		if failed != nil || now == nil || now.Root != old.Root || now.Scope != old.Scope {
+			return err
+		}
+		old, list = now, im.listOf(ctx, now)
+	}
 }
 
 // saying returns the body of what stands for the same root as another, with the head and list of that. That who signs it has

@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/simulations/mem"
@@ -277,6 +278,75 @@ func TestLayOutMeetsAnotherVersion(t *testing.T) {
 			}
 			im.lies("debian", list)
 		})
+	}
+}
+
+// TestASmallListIsLaidOutOnce: what it takes of a pack is little beside the nodes of the map above it, which lie there too.
+func TestASmallListIsLaidOutOnce(t *testing.T) {
+	im := newImporter(t)
+	clear(im.raw)
+	for i := range len(im.raw) / content.ChunkSizeDefault {
+		im.raw[i*content.ChunkSizeDefault] = byte(i + 1)
+	}
+	if err := os.WriteFile(im.source, im.raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	im.publish("debian")
+	list := im.list(t, "debian", []uint64{3, 4, 9}, []uint64{0, 1})
+	for range 2 {
+		if err := im.layOut(t, "debian", list); err != nil {
+			t.Fatal(err)
+		}
+		im.lies("debian", list)
+	}
+	if n := len(swept.Packs(t, im.store)); n != 2 {
+		t.Errorf("there are %d packs, want the image's and the list's", n)
+	}
+}
+
+// TestAnImportMeetsALayout: who imports for long does not fail by who profiles meanwhile, and the new version has what holds of
+// that list. Over a version of other content it fails.
+func TestAnImportMeetsALayout(t *testing.T) {
+	s := &sweeping{before: "records/image/debian"}
+	im := &importer{world: s.world(t), t: t, source: t.TempDir() + "/disk", raw: make([]byte, 4<<20)}
+	_, _ = rand.NewChaCha8([32]byte{7}).Read(im.raw)
+	write := func(changed int) {
+		t.Helper()
+		im.raw[changed*content.ChunkSizeDefault]++
+		if err := os.WriteFile(im.source, im.raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0)
+	im.publish("debian")
+	for _, changed := range []int{9, 0} { // a list that there is for the first time, and one that is new
+		list := im.list(t, "debian", []uint64{3, 4, 9}, []uint64{0, 1, uint64(20 + changed)})
+		do := func() {
+			if err := im.layOut(t, "debian", list); err != nil {
+				t.Error(err)
+			}
+		}
+		write(changed)
+		s.do.Store(&do)
+		im.publish("debian")
+		now := im.version(t, "debian")
+		if now.Root == list.Root || now.body.Lineage[0] != list.Root || now.body.Boot == nil || now.body.Boot.Chunks() != list.Chunks()-1 {
+			t.Errorf("after chunk %d it has list %+v", changed, now.body.Boot)
+		}
+	}
+	was := im.version(t, "debian")
+	other := was.body
+	other.Head, other.Boot = stored(t, im.world, 1).Head, nil
+	do := func() {
+		if err := im.record(t.Context(), content.KindImage, "debian", other, &was.Record); err != nil {
+			t.Error(err)
+		}
+	}
+	write(5)
+	s.do.Store(&do)
+	view := im.done(im.Import(t.Context(), "debian", ImportRequest{Options: convert.Options{Path: im.source, Format: "raw"}, Replace: true}))
+	if !strings.Contains(view.Error, "conflict") || im.version(t, "debian").body.Head != other.Head {
+		t.Errorf("over another version: %q", view.Error)
 	}
 }
 

@@ -129,7 +129,7 @@ func (p *Profiles) may(scope content.Scope) error {
 }
 
 func (p *Profiles) profile(ctx context.Context, op *operations.Operation, name string, s Spec) error {
-	root, err := p.cfg.Images.Base(ctx, content.Ref{Kind: content.KindImage, Name: name})
+	root, err := p.cfg.Images.Stands(ctx, content.Ref{Kind: content.KindImage, Name: name})
 	if err == nil && slices.ContainsFunc(root.As, func(r content.Ref) bool { return r.Kind == content.KindTag }) {
 		err = fmt.Errorf("%w: it is a tag; profile the image that it stands for", content.OtherKind)
 	}

@@ -39,7 +39,7 @@ func (v *Volumes) read(ctx context.Context, e index.Entry, name, transport strin
 	d := v.device(name)
 	q := readers.Ask{Name: name, Transport: transport, Old: e, Close: func() error { return v.close(ctx, name, false, nil) }}
 	q.Served = d != nil && d.vol != nil && (transport == terms.Auto || (transport == terms.UBLK) == (d.disk != nil))
-	from := readers.Source{Index: v.index, Records: v.records(), Bucket: v.bucket(), Base: v.cfg.Library.Base, Farm: v.cfg.Farm, Now: v.cfg.Now, At: v.cfg.At}
+	from := readers.Source{Index: v.index, Records: v.records(), Bucket: v.bucket(), Base: v.cfg.Library.Stands, Farm: v.cfg.Farm, Now: v.cfg.Now, At: v.cfg.At}
 	if e, created, err = from.Attach(ctx, q); err == nil && created {
 		err = v.reattach(ctx, e, terms.Spec{Transport: transport})
 	}

@@ -135,3 +135,25 @@ func TestAVolumeBringsWhatWasReadFirst(t *testing.T) {
 		t.Errorf("it is %s", v)
 	}
 }
+
+// TestWhatMovesBringsItsOwn: a disk is made of its image once. Where it moves to, and who exports what the image is, brings
+// nothing of what boots of that want.
+func TestWhatMovesBringsItsOwn(t *testing.T) {
+	p := newPair(t)
+	p.publish(t)
+	made := 0
+	p.shelf.made = func(content.Ref) { made++ }
+	p.join(p.a)
+	p.join(p.b)
+	spec := Spec{}
+	spec.From = content.Ref{Kind: content.KindImage, Name: "debian"}
+	p.a.put(t, "disk", spec)
+	if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{})
+	p.b.exported(t, "image:debian")
+	if made != 1 {
+		t.Errorf("it is made of its image %d times", made)
+	}
+}

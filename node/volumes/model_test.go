@@ -179,9 +179,17 @@ type shelf struct {
 	*fetch.Fetcher
 	head   pack.Head
 	bucket *mem.Bucket
+	made   func(content.Ref) // is told of what disks are made of, or nil
 }
 
-func (s shelf) Base(_ context.Context, ref content.Ref) (fetch.Root, error) {
+func (s shelf) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
+	if s.made != nil {
+		s.made(ref)
+	}
+	return s.Stands(ctx, ref)
+}
+
+func (s shelf) Stands(_ context.Context, ref content.Ref) (fetch.Root, error) {
 	if ref.Name != "debian" {
 		return fetch.Root{}, content.ErrNotFound
 	}

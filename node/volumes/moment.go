@@ -33,7 +33,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 	case content.KindVolume:
 		return v.momentOfVolume(ctx, ref, v.device(ref.Name))
 	}
-	b, err := v.cfg.Library.Base(ctx, ref)
+	b, err := v.cfg.Library.Stands(ctx, ref)
 	if err != nil {
 		return moment.Moment{}, err
 	}

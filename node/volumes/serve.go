@@ -189,7 +189,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
-	e.Made = readers.Made(ctx, a.v.cfg.Library.Base, a.v.codec, body)
+	e.Made = readers.Made(ctx, a.v.cfg.Library.Stands, a.v.codec, body)
 	tails, err := a.line.EndEpoch(ctx, body)
 	if err != nil {
 		return err

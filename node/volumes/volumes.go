@@ -39,7 +39,8 @@ import (
 
 // Library finds and opens what volumes begin as.
 type Library interface {
-	// Base says what a reference stands for, by the origin if it answers.
+	// Stands says what a reference stands for, by the origin if it answers; Base to who makes a disk of it.
+	Stands(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	// Image makes a root readable.
 	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)

@@ -30,7 +30,11 @@ type nothing struct {
 	record *catalog.Volume   // what it has, if anything: then it answers
 }
 
-func (nothing) Base(context.Context, content.Ref) (fetch.Root, error) {
+func (n nothing) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
+	return n.Stands(ctx, ref)
+}
+
+func (nothing) Stands(context.Context, content.Ref) (fetch.Root, error) {
 	return fetch.Root{}, content.ErrUnavailable
 }
 
