@@ -295,6 +295,7 @@ var alone = map[string]string{
 	"node/membership.Network":        "node/membership.TestFarmOfAnotherMember",
 	"node/volumes.Library":           "node/volumes.TestServedLater",
 	"node/volumes/records.Registry":  "node/volumes.TestNameTakenMeanwhile",
+	"origin/convert.Image":           "origin/convert.TestExportGivesTheSameSparseFile",
 	"origin/pack/build.Known":        "origin/pack/verify.TestEachDamageIsFound",
 	"p2p/exchange.Holder":            "p2p/exchange.TestJournalLane",
 	"p2p/exchange.Server":            "node/fetch.TestEachByteComesOnce",

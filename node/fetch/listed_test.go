@@ -50,9 +50,13 @@ func TestAListIsBroughtInExactly(t *testing.T) {
 	p := make([]byte, 512)
 	for _, index := range slices.Backward(list) {
 		w.check(g.ReadChunk(t.Context(), index, 0, p))
-		if want := im.chunks[index]; want == nil {
+		want := im.chunks[index]
+		if want == nil {
 			want = make([]byte, len(p))
-		} else if read = append(read, index); !bytes.Equal(p, want[:len(p)]) {
+		} else {
+			read = append(read, index)
+		}
+		if !bytes.Equal(p, want[:len(p)]) {
 			t.Errorf("chunk %d has other bytes", index)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/node/boots/throwaway"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/touch"
@@ -59,16 +60,19 @@ func (p *Profiles) run(ctx context.Context, image *fetch.Image, s Spec, each fun
 }
 
 // inTurn is an image whose bytes come after those that guests wait for.
-type inTurn struct{ *fetch.Image }
+type inTurn struct {
+	root.Source
+	read func(ctx context.Context, index uint64, off int, p []byte) error
+}
 
 func (i inTurn) ReadChunk(ctx context.Context, index uint64, off int, p []byte) error {
-	return i.ReadInTurn(ctx, index, off, p)
+	return i.read(ctx, index, off, p)
 }
 
 // serve has an image be a disk that can only be read, on a socket in dir, until end is called.
 func (p *Profiles) serve(ctx context.Context, dir string, image *fetch.Image) (device string, end func() error, err error) {
 	cfg := volume.Config{
-		Dir: filepath.Join(dir, "disk"), Size: image.Root().Size, Source: inTurn{image}, SourceSize: image.Root().Size, ChunkSize: image.Root().ChunkSize, ReadOnly: true, Log: p.cfg.Log,
+		Dir: filepath.Join(dir, "disk"), Size: image.Root().Size, Source: inTurn{image, image.ReadInTurn}, SourceSize: image.Root().Size, ChunkSize: image.Root().ChunkSize, ReadOnly: true, Log: p.cfg.Log,
 	}
 	rand.Read(cfg.ID[:])
 	if err := volume.Create(cfg.Dir, cfg.ID); err != nil {
