@@ -40,16 +40,21 @@ type served struct {
 	*Server
 	address, path string
 	hold          chan struct{} // ends the requests of /api/resolve/slow
+	held          chan struct{} // has one for each of them, some at most
 }
 
 func serveTest(t *testing.T, l limits) served {
 	t.Helper()
 	mux := http.NewServeMux()
-	s := served{newServer(Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, mux, l), "", "", make(chan struct{})}
+	s := served{newServer(Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, mux, l), "", "", make(chan struct{}), make(chan struct{}, 64)}
 	s.token = testToken
 	mux.HandleFunc("/api/volumes/{name}", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
 	mux.HandleFunc("/api/resolve/fast", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
 	mux.HandleFunc("/api/resolve/slow", func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case s.held <- struct{}{}:
+		default:
+		}
 		select {
 		case <-s.hold:
 		case <-r.Context().Done():
@@ -310,7 +315,11 @@ func TestStrangersSpendTheirOwn(t *testing.T) {
 		}
 		return resp.StatusCode == http.StatusTooManyRequests
 	}
-	for !refused("/api/resolve/fast") { // until the last of the four is being served
+	for range waiting { // before anybody else comes, who would take the place of one
+		<-s.held
+	}
+	if !refused("/api/resolve/fast") {
+		t.Error("one more than may is served")
 	}
 	if status, _ := s.ask(t, "127.0.0.2", "GET", "/api/resolve/fast", ""); status != http.StatusOK {
 		t.Errorf("the operator gets %d", status)
