@@ -35,9 +35,16 @@ func (n *Node) callMember(ctx context.Context, to trust.PublicKey, method string
 	return n.exchange.Call(ctx, identity.PeerID(to), method, body)
 }
 
-// findMember returns a node of this farm by what people call it.
+// findMember returns a node of this farm by what people call it. One that nobody here has met, as it has just come, is met.
 func (n *Node) findMember(ctx context.Context, who string) (trust.PublicKey, string, error) {
 	m, err := n.Membership.Find(ctx, who)
+	if err == nil && m.Role == "" && m.State != membership.StateRevoked {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		if m.Identity, err = n.exchange.Meet(ctx, identity.PeerID(m.Key)); err != nil {
+			return m.Key, m.ID, fmt.Errorf("%s: nobody here has met it, and so its farm is not known: %w", m.ID, err)
+		}
+	}
 	if err == nil && m.Farm != n.Farm() {
 		err = fmt.Errorf("%w: %s: a volume stays in its farm, which is %s", content.ErrForbidden, m, n.Farm())
 	}
