@@ -50,7 +50,7 @@ func TestWindowFitsTheLine(t *testing.T) {
 	if _, most := (line{1000 * mbit, 60 * time.Millisecond}).bring(list); most != windowMost {
 		t.Errorf("1 Gbit/s at 60 ms: %d bytes on their way", most)
 	}
-	if _, most := (line{100 * mbit, 60 * time.Millisecond}).bring(list); most > windowLeast {
+	if _, most := (line{100 * mbit, 60 * time.Millisecond}).bring(list); most > windowFirst {
 		t.Errorf("100 Mbit/s at 60 ms: %d bytes on their way", most)
 	}
 	rapid.Check(t, func(r *rapid.T) {
