@@ -43,7 +43,7 @@ func (l line) bring(parts []int) (came []time.Duration, most int) {
 // than with all that may be.
 func TestWindowFitsTheLine(t *testing.T) {
 	const mbit = 1e6 / 8
-	list := make([]int, 24)
+	list := make([]int, 48)
 	for i := range list {
 		list[i] = 1 << 20
 	}
