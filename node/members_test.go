@@ -96,6 +96,9 @@ func TestAMemberThatNobodyHereHasMet(t *testing.T) {
 		if got != key || !errors.Is(err, x.want) || !strings.Contains(said, id.String()) {
 			t.Errorf("%s, %v", said, err)
 		}
+		if h := n.holder(id); h.Farm != x.who.Farm() {
+			t.Errorf("as a holder of images it is of farm %q, and not of %s", h.Farm, x.who.Farm())
+		}
 	}
 	gone := trust.NewPrivateKey().Public()
 	if _, said, err := n.findMember(t.Context(), gone.String()); err == nil || !strings.Contains(err.Error(), "nobody here has met it") {
