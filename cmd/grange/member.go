@@ -16,6 +16,7 @@ import (
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/doctor"
+	"github.com/grangemesh/grange/cmd/grange/supervise"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
@@ -79,6 +80,11 @@ func (c *memberFlags) couldServe(ctx context.Context, dir string) error {
 
 func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
 	log := cfg.Log
+	watch, err := supervise.New(cfg.Dir, log)
+	if err != nil {
+		return err
+	}
+	defer watch.Beside()()
 	n, err := node.New(ctx, cfg)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
 		return nil // it was told to stop before it served
@@ -106,7 +112,9 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
-	ctx, handover := awaitHandover(ctx, last, c.handover, log)
+	watch.Serving()
+	ctx, handover := awaitHandover(ctx, last, c.handover, watch, log)
+	defer context.AfterFunc(ctx, func() { watch.Ending(context.Cause(ctx)) })()
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {
