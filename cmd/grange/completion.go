@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -38,6 +39,13 @@ const namesTimeout = 500 * time.Millisecond
 func (c *completeCmd) Run(ctx context.Context, k *kong.Kong, app *ask.Node, std ask.Stdio) error {
 	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
 	defer cancel()
+	for i, word := range c.Words[:max(0, len(c.Words)-1)] { // the node that the line means
+		if data, ok := strings.CutPrefix(word, "--data="); ok {
+			*app = ask.Node{Data: data}
+		} else if word == "--data" {
+			*app = ask.Node{Data: c.Words[i+1]}
+		}
+	}
 	for _, found := range complete.Of(k.Model, c.Words, func(kind string) []string { return namesOf(ctx, app, kind) }) {
 		if _, err := fmt.Fprintf(std.Out, "%s\t%s\n", found.Word, found.Help); err != nil {
 			return err
