@@ -23,11 +23,9 @@ func (r release) compress(file string) error {
 		return err
 	}
 	var out bytes.Buffer
-	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
-	if err == nil {
-		_, err = w.Write(b)
-		err = errors.Join(err, w.Close())
-	}
+	w := gzip.NewWriter(&out)
+	_, err = w.Write(b)
+	err = errors.Join(err, w.Close())
 	return errors.Join(err, os.WriteFile(file+".gz", out.Bytes(), 0o644), os.Remove(file))
 }
 

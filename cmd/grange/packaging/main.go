@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,9 @@ const source = "cmd/grange/packaging"
 
 // all are the targets of a release. Windows and macOS run seeds.
 const all = "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64"
+
+// host is the target that this machine runs.
+const host = runtime.GOOS + "/" + runtime.GOARCH
 
 func main() {
 	out := flag.String("out", "bin/packages", "folder for what is made; what it has goes")
@@ -104,13 +108,13 @@ func versionOf(ctx context.Context) (version string, made time.Time, err error) 
 // common makes what is the same for all targets: pages, completions, and what stands here.
 func (r release) common(ctx context.Context) error {
 	here := filepath.Join(r.stage, "here")
-	tool := filepath.Join(here, "tool")
+	tool := filepath.Join(r.stage, "tool")
 	for _, dir := range []string{"man", "completion"} {
 		if err := os.MkdirAll(filepath.Join(here, dir), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := compile(ctx, tool, os.Environ()); err != nil {
+	if err := compile(ctx, tool, host); err != nil {
 		return err
 	}
 	if _, err := output(ctx, tool, "manual", filepath.Join(here, "man")); err != nil {
@@ -126,7 +130,7 @@ func (r release) common(ctx context.Context) error {
 	}
 	changes := fmt.Sprintf("grange (%s) unstable; urgency=medium\n\n  * See the commits of the repository.\n\n -- The grange authors <authors@grange.invalid>  %s\n", r.version, r.made.Format(time.RFC1123Z))
 	changelog := filepath.Join(here, "changelog")
-	return errors.Join(err, os.WriteFile(changelog, []byte(changes), 0o644), r.compress(changelog), os.Remove(tool),
+	return errors.Join(err, os.WriteFile(changelog, []byte(changes), 0o644), r.compress(changelog),
 		os.CopyFS(here, os.DirFS(source)), copyFile("README.md", filepath.Join(here, "README.md")), copyFile("LICENSE", filepath.Join(here, "LICENSE")))
 }
 
@@ -148,9 +152,14 @@ func (r release) build(ctx context.Context, target string) error {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(r.stage, "here"))); err != nil {
 		return err
 	}
-	system, processor, _ := strings.Cut(target, "/")
-	env := append(os.Environ(), "GOOS="+system, "GOARCH="+processor, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=")
-	if err := compile(ctx, filepath.Join(dir, program(target)), env); err != nil {
+	to := filepath.Join(dir, program(target))
+	var err error
+	if target == host {
+		err = errors.Join(copyFile(filepath.Join(r.stage, "tool"), to), os.Chmod(to, 0o755))
+	} else {
+		err = compile(ctx, to, target)
+	}
+	if err != nil {
 		return err
 	}
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -162,9 +171,10 @@ func (r release) build(ctx context.Context, target string) error {
 }
 
 // compile builds the command, static and with nothing of this machine in it.
-func compile(ctx context.Context, to string, env []string) error {
+func compile(ctx context.Context, to, target string) error {
+	system, processor, _ := strings.Cut(target, "/")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -buildid=", "-o", to, "./cmd/grange")
-	cmd.Env = append(env, "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+system, "GOARCH="+processor, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=")
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
 }

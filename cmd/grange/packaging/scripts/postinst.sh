@@ -17,7 +17,7 @@ systemd-tmpfiles --create grange.conf
 systemctl daemon-reload
 udevadm control --reload 2>/dev/null || true
 for module in ublk_drv nbd; do
-  modprobe -q "$module" || true # not every kernel has it
+  modprobe -q "$module" 2>/dev/null || true # not every kernel has it
 done
 udevadm trigger --action=change --sysname-match='ublk*' 2>/dev/null || true
 if [ -z "$upgrade" ]; then
