@@ -125,9 +125,15 @@ func sameAsRPM(t *testing.T, dir string) {
 		t.Errorf("scripts: %s", scripts)
 	}
 	to := t.TempDir()
-	sh(t, to, "bash", "-c", `set -o pipefail; rpm2cpio "$1" | cpio -idm --quiet`, "unpack", rpm)
+	sh(t, to, "bash", "-c", `set -o pipefail; rpm2cpio "$1" | busybox cpio -idm 2>/dev/null`, "unpack", rpm)
 	if version := sh(t, ".", filepath.Join(to, "usr/bin/grange"), "--version"); version == "" {
 		t.Error("the program says no version")
+	}
+	archive := sh(t, to, "bash", "-c", `tar -xzf "$1" && grange_*/grange --version && ls grange_*`, "unpack", the(t, dir, "_linux_amd64.tar.gz"))
+	for _, want := range []string{"LICENSE", "README.md", "completion", "man", "seed.yaml"} {
+		if !strings.Contains(archive, want) {
+			t.Errorf("the archive lacks %s: %s", want, archive)
+		}
 	}
 	for _, script := range []string{"postinst", "prerm", "postrm"} {
 		sh(t, ".", "dash", "-n", filepath.Join(root, "cmd/grange/packaging/scripts", script+".sh"))
@@ -249,7 +255,7 @@ func upgraded(t *testing.T, m *machine) {
 func shutIn(t *testing.T, m *machine) {
 	m.run(t, `cd /srv/work && mkdir -p site && echo hello >site/index.html && grange tree import site ./site
 install -d -o grange out && grange volume export disk /srv/work/out/disk.raw
-grange image import disk /srv/work/out/disk.raw
+grange image import disk /srv/work/out/disk.raw --format raw
 grange instance provision web --from tree:site -- python3 -m http.server --directory {data} {port}
 [ "$(curl -s localhost:20000/index.html)" = hello ]
 systemctl restart grange

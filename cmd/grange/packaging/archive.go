@@ -53,7 +53,8 @@ func pack(entries []entry, at time.Time) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return out.Bytes(), w.Close()
+	err := w.Close() // which writes the end
+	return out.Bytes(), err
 }
 
 // archive makes the .tar.gz, for Windows the .zip, of those who install by hand.
@@ -102,7 +103,10 @@ func (r release) zip(to string, entries []entry) error {
 			return err
 		}
 	}
-	return errors.Join(w.Close(), os.WriteFile(to, out.Bytes(), 0o644))
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return os.WriteFile(to, out.Bytes(), 0o644)
 }
 
 // sums writes SHA256SUMS of a folder's files, for sha256sum --check.

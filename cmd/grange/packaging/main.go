@@ -155,7 +155,7 @@ func (r release) build(ctx context.Context, target string) error {
 	to := filepath.Join(dir, program(target))
 	var err error
 	if target == host {
-		err = errors.Join(copyFile(filepath.Join(r.stage, "tool"), to), os.Chmod(to, 0o755))
+		err = copyFile(filepath.Join(r.stage, "tool"), to)
 	} else {
 		err = compile(ctx, to, target)
 	}
@@ -163,10 +163,11 @@ func (r release) build(ctx context.Context, target string) error {
 		return err
 	}
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+		mode := fs.FileMode(0o644) // whatever the umask is here
+		if err == nil && (d.IsDir() || path == to) {
+			mode = 0o755
 		}
-		return os.Chtimes(path, r.made, r.made)
+		return errors.Join(err, os.Chmod(path, mode), os.Chtimes(path, r.made, r.made))
 	})
 }
 
