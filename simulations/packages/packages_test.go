@@ -125,7 +125,7 @@ func sameAsRPM(t *testing.T, dir string) {
 		t.Errorf("scripts: %s", scripts)
 	}
 	to := t.TempDir()
-	sh(t, to, "bash", "-c", `set -o pipefail; rpm2cpio "$1" | busybox cpio -idm 2>/dev/null`, "unpack", rpm)
+	sh(t, to, "bash", "-c", `set -o pipefail; rpm2cpio "$1" | cpio -idm --quiet --no-absolute-filenames`, "unpack", rpm)
 	if version := sh(t, ".", filepath.Join(to, "usr/bin/grange"), "--version"); version == "" {
 		t.Error("the program says no version")
 	}
@@ -276,10 +276,10 @@ echo 'instance-dir: /srv/instances' >>/etc/grange/grange.yaml
 systemctl daemon-reload && systemctl restart grange
 systemd-analyze verify --man=no grange.service`)
 	m.wants(t, "grange tree mount site /srv/seen >/dev/null && setpriv --reuid nobody cat /srv/seen/index.html && grange tree unmount /srv/seen >/dev/null", "hello")
-	m.wants(t, `grange instance provision web --user nobody --from tree:site -- python3 -m http.server --directory {data} {port} >/dev/null
-curl -s localhost:20000/index.html; ps -o user= -C python3; grange instance deprovision web >/dev/null`, "hello\nnobody")
-	m.wants(t, `grange instance provision lazy --lazy --from tree:site -- python3 -m http.server --directory {data} {port} >/dev/null
-curl -s localhost:20000/index.html; systemctl restart grange; curl -s localhost:20000/index.html; grange instance deprovision lazy >/dev/null`, "hello\nhello")
+	m.wants(t, `grange instance provision web --user nobody --from tree:site -- python3 -m http.server --directory {data} {port} &>/dev/null
+curl -s localhost:20000/index.html; ps -o user= -C python3; grange instance deprovision web &>/dev/null`, "hello\nnobody")
+	m.wants(t, `grange instance provision lazy --lazy --from tree:site -- python3 -m http.server --directory {data} {port} &>/dev/null
+curl -s localhost:20000/index.html; systemctl restart grange; curl -s localhost:20000/index.html; grange instance deprovision lazy &>/dev/null`, "hello\nhello")
 	m.run(t, "rm /etc/systemd/system/grange.service.d/instances.conf && sed -i /^instance-dir/d /etc/grange/grange.yaml && systemctl stop grange && chown -R grange: /var/lib/grange && systemctl daemon-reload && systemctl start grange && umount /srv/instances")
 }
 
