@@ -8,7 +8,9 @@ import (
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/gauges"
 	"github.com/grangemesh/grange/node/membership"
 )
 
@@ -92,6 +95,7 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics.MustRegister(n.Collectors()...)
+	metrics.MustRegister(gauges.New(gauges.Config{Node: n, Dir: cfg.Dir, Certificates: map[string]string{"api": filepath.Join(cfg.Dir, api.CertificateName), "nbd": doors.certificate}, Now: time.Now}))
 	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Metrics: metrics, Log: log}
 	server := api.New(settings)
 	err = server.Listen(ctx)
