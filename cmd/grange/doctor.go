@@ -24,21 +24,9 @@ type doctorCmd struct{}
 // Run looks at this machine, as a node would start here by environment and config file,
 // and at the node if one answers; it fails when something stops a node from working.
 func (*doctorCmd) Run(ctx context.Context, c *cli, app *ask.Node, std ask.Stdio) error {
-	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
-	defer cancel()
-	_, s, err := app.Status(ctx)
-	var findings []doctor.Finding
-	if app.Remote == "" {
-		findings = c.examine(ctx, s, err)
-		if err != nil {
-			findings = append(findings, disksFinding(disksOfMine()), doctor.Note.Of("node", "does not answer here: "+err.Error()))
-		}
-	}
-	switch {
-	case err == nil:
-		findings = append(findings, examineNode(s)...)
-	case app.Remote != "":
-		findings = append(findings, doctor.Bad.Of("node", err.Error()))
+	findings, err := c.findings(ctx, app)
+	if err != nil {
+		return err
 	}
 	if err := report(app, std, findings); err != nil {
 		return err
@@ -53,6 +41,26 @@ func (*doctorCmd) Run(ctx context.Context, c *cli, app *ask.Node, std ask.Stdio)
 		return fmt.Errorf("%d of %d findings need a look", wrong, len(findings))
 	}
 	return nil
+}
+
+// findings are of this machine, if the node is of it, and of the node, if it answers.
+func (c *cli) findings(ctx context.Context, app *ask.Node) (findings []doctor.Finding, err error) {
+	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	defer cancel()
+	_, s, away := app.Status(ctx)
+	if app.Remote == "" {
+		findings = c.examine(ctx, s, away)
+		if away != nil {
+			findings = append(findings, disksFinding(disksOfMine()), doctor.Note.Of("node", "does not answer here: "+away.Error()))
+		}
+	}
+	switch {
+	case away == nil:
+		findings = append(findings, examineNode(s)...)
+	case app.Remote != "":
+		return findings, away
+	}
+	return findings, ctx.Err()
 }
 
 // doctorTimeout bounds all that the doctor asks together.

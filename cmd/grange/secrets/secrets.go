@@ -27,15 +27,21 @@ const (
 // words are what names of secrets have in them.
 const words = `secret|token|passw|passphrase|credential|signature|private|api[-_]?key|access[-_]?key|sas|cookie`
 
+// value is that of a name.
+const value = `("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'&;,}\]]+)`
+
 var (
 	named  = regexp.MustCompile(`(?i)` + words)
 	userIn = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s"'<>]*@`)
 	pem    = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|$)`)
 	tokens = regexp.MustCompile(`grange1[A-Za-z0-9_-]{16,}|AGE-SECRET-KEY-1[A-Z0-9]+|\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]+`)
 	bearer = regexp.MustCompile(`(?i)\b(authorization["']?\s*[:=]\s*["']?|bearer\s+|basic\s+)((?:bearer|basic|aws4-hmac-sha256)\s+)?[^\s"',;]+(?:,\s*\w+=[^\s"',;]+)*`)
-	// assigned is a name with one of the words, what joins it to its value, and the value: in
-	// quotes, or to the next space or separator of a query.
-	assigned = regexp.MustCompile(`(?i)([\w.-]*(?:` + words + `)[\w.-]*["']?(?:\s*[=:]\s*|\s+=\s+|%3D))("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'&;,}\]]+)`)
+	// assigned, quoted and ofLine are a name with one of the words, what joins it to its value, and
+	// the value: in quotes, or to the next space or separator of a query. In the midst of a line
+	// a colon joins sentences.
+	assigned = regexp.MustCompile(`(?i)([\w.-]*(?:` + words + `)[\w.-]*["']?(?:\s*=\s*|%3D))` + value)
+	quoted   = regexp.MustCompile(`(?i)(["'][\w.-]*(?:` + words + `)[\w.-]*["']\s*:\s*)` + value)
+	ofLine   = regexp.MustCompile(`(?im)^(\s*(?:- )?[\w.-]*(?:` + words + `)[\w.-]*:[ \t]*)` + value)
 )
 
 // Hide takes out what looks like a secret.
@@ -43,7 +49,7 @@ func Hide(text string) string {
 	for _, is := range []struct {
 		pattern *regexp.Regexp
 		instead string
-	}{{pem, Removed}, {tokens, Removed}, {userIn, "${1}" + Removed + "@"}, {bearer, "${1}" + Removed}, {assigned, "${1}" + Removed}} {
+	}{{pem, Removed}, {tokens, Removed}, {userIn, "${1}" + Removed + "@"}, {bearer, "${1}" + Removed}, {assigned, "${1}" + Removed}, {quoted, "${1}" + Removed}, {ofLine, "${1}" + Removed}} {
 		text = is.pattern.ReplaceAllString(text, is.instead)
 	}
 	return text
