@@ -169,7 +169,7 @@ func examined(t *testing.T, program, data string, under ...string) (code int, fo
 	t.Helper()
 	words := append(under, program, "doctor", "--json", "--data", data)
 	cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
-	cmd.Env = append(os.Environ(), asCommand+"=1", "GRANGE_LISTEN=/ip4/127.0.0.1/tcp/0")
+	cmd.Env = append(os.Environ(), asCommand+"=1", "GRANGE_LISTEN=/ip4/127.0.0.1/tcp/0", "HOME=/nowhere")
 	cmd.Dir = "/"
 	var complaint strings.Builder
 	cmd.Stderr = &complaint
@@ -207,7 +207,7 @@ func TestDoctorLooksAtTheHost(t *testing.T) {
 	if code, found := examined(t, program, data, "prlimit", "--nofile=512:1024"); code != int(doctorWarns) || found["files"].Mark != doctor.Warn {
 		t.Errorf("few files: code %d, %v", code, found)
 	}
-	code, found := examined(t, program, data, "unshare", "-n", "-m", "sh", "-c", `ip link set lo mtu 1000 up; mount --bind /proc/version /dev/fuse; exec "$0" "$@"`)
+	code, found := examined(t, program, data, "unshare", "-n", "-m", "sh", "-c", `ip link set lo mtu 1000 up; mount --bind /proc/version /dev/fuse; mount -o remount,bind,ro /dev/fuse; exec "$0" "$@"`)
 	if code != int(doctorWarns) || found["mtu"].Mark != doctor.Warn || !strings.Contains(found["mtu"].Mend, "dev lo mtu") || found["fuse"].Mark != doctor.Note {
 		t.Errorf("small packets, no FUSE: code %d, %v", code, found)
 	}
