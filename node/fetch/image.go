@@ -242,7 +242,7 @@ func (m *Image) runAhead(run readahead.Run) {
 func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
 	var objects []object.Object
 	for i := from; i < end && leaf != nil; i++ {
-		if o, ok := leaf.chunk(i, rs.reach()); ok && !m.f.cfg.Cache.Has(o.ID) {
+		if o, ok := leaf.Chunk(i, rs.reach()); ok && !m.f.cfg.Cache.Has(o.ID) {
 			objects = append(objects, o)
 		}
 	}

@@ -280,7 +280,7 @@ func (f *Fetcher) chunk(ctx context.Context, rs *rootState, index uint64, how re
 	if err != nil || leaf == nil {
 		return object.Object{}, false, err
 	}
-	o, ok := leaf.chunk(index, max(how.reach, rs.reach()))
+	o, ok := leaf.Chunk(index, max(how.reach, rs.reach()))
 	return o, ok, nil
 }
 

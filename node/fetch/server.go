@@ -183,7 +183,7 @@ func (s *serving) held(ctx context.Context, index uint64) (held exchange.Object,
 	}
 	if s.req.Level > 0 {
 		n, err := s.f.node(ctx, s.rs, o.Pos, s.here())
-		if err != nil || n == nil || n.id != o.ID || n.page != o.Page {
+		if err != nil || n == nil || n.ID != o.ID || n.PageID != o.Page {
 			return held, false
 		}
 	}
