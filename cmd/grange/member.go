@@ -19,11 +19,13 @@ import (
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/debug"
 	"github.com/grangemesh/grange/cmd/grange/doctor"
+	"github.com/grangemesh/grange/cmd/grange/traces"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/gauges"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/spans"
 )
 
 // memberFlags are of the commands that run a member of the mesh.
@@ -38,6 +40,7 @@ type memberFlags struct {
 	Memory    units.Size `help:"How much memory this node aims to take at most; else what its cgroup allows." placeholder:"SIZE"`
 	Check     bool       `help:"Say whether a node would start so, and end." env:"-"`
 	Debug     string     `help:"Serve profiles and variables of this process there, to whoever asks: on loopback, where no host is said." placeholder:"[HOST]:PORT"`
+	Traces    string     `help:"Send traces of reads, and of requests of the API, to this collector of OpenTelemetry, by OTLP over HTTP; the environment's OTEL_* say what else there is to say." placeholder:"URL"`
 	logFlags
 	followFlags
 
@@ -56,6 +59,11 @@ func (c *memberFlags) BeforeReset() error {
 func (c *memberFlags) config(app *cli, std ask.Stdio) (cfg node.Config, err error) {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return cfg, fmt.Errorf("%w: --api %q: want HOST:PORT", ask.ErrUsage, c.API)
+	}
+	if c.Traces != "" {
+		if err := traces.Check(c.Traces); err != nil {
+			return cfg, fmt.Errorf("%w: %w", ask.ErrUsage, err)
+		}
 	}
 	if c.Debug != "" {
 		if c.Debug, err = debug.Address(c.Debug); err != nil {
@@ -121,6 +129,14 @@ func (c *memberFlags) debugging(metrics prometheus.Gatherer, log *slog.Logger) f
 
 func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
 	log := cfg.Log
+	if c.Traces != "" {
+		to, stop, err := traces.Open(ctx, traces.Config{URL: c.Traces, Version: cfg.Version, Node: cfg.Name, Log: log})
+		if err != nil {
+			return err
+		}
+		defer stop()
+		cfg.Spans = spans.New(to)
+	}
 	n, err := node.New(ctx, cfg)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
 		return nil // it was told to stop before it served
@@ -135,7 +151,7 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics.MustRegister(n.Collectors()...)
 	metrics.MustRegister(gauges.New(gauges.Config{Node: n, Dir: cfg.Dir, Certificates: map[string]string{"api": filepath.Join(cfg.Dir, api.CertificateName), "nbd": doors.certificate}, Now: time.Now}))
-	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Metrics: metrics, Recent: c.recent.text, Log: log}
+	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Metrics: metrics, Recent: c.recent.text, Spans: cfg.Spans, Log: log}
 	server := api.New(settings)
 	err = server.Listen(ctx)
 	if err != nil && c.API != "" && n.Awaited() {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/spans"
 )
 
 // Config says what to serve and where.
@@ -37,7 +38,9 @@ type Config struct {
 	Metrics prometheus.Gatherer
 	// Recent are the last lines of the log; nil for none.
 	Recent func() []byte
-	Log    *slog.Logger
+	// Spans are told of the operator's requests; nil is not.
+	Spans *spans.Spans
+	Log   *slog.Logger
 }
 
 // Server is the HTTP interface. Use: New, Listen, Run.
