@@ -82,6 +82,10 @@ type cli struct {
 	Ping      pingCmd                 `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
 	Support   supportCmd              `cmd:"" help:"Gather what a report of a fault needs into one file, without secrets."`
 	Doctor    doctorCmd               `cmd:"" help:"Look for what would stop a node from working here."`
+
+	Completion completionCmd `cmd:"" help:"Print what has a shell complete commands, flags, and the names that the node knows."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"Say what may stand next on a command line."`
+	Manual     manualCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
 }
 
 // run executes one command and returns its exit code: 0 done, 1 failed, 2 for nonsense.
