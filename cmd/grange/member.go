@@ -109,7 +109,7 @@ func (c *memberFlags) couldServe(ctx context.Context, dir string) error {
 
 // debugging serves profiles and variables where --debug says, until ctx ends. A node does
 // without where somebody else has the address.
-func (c *memberFlags) debugging(metrics prometheus.Gatherer, log *slog.Logger) func(context.Context) error {
+func (c *memberFlags) debugging(log *slog.Logger) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if c.Debug == "" {
 			return nil
@@ -124,7 +124,7 @@ func (c *memberFlags) debugging(metrics prometheus.Gatherer, log *slog.Logger) f
 		if debug.Open(c.Debug) {
 			log.Warn("others than this host's users may read this process's memory profiles at --debug, and keep it busy", "address", c.Debug)
 		}
-		return debug.Serve(ctx, l, debug.Handler(metrics))
+		return debug.Serve(ctx, l)
 	}
 }
 
@@ -176,7 +176,7 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 	defer context.AfterFunc(ctx, func() { watch.Ending(context.Cause(ctx)) })()
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
-	if err = n.Run(ctx, server.Run, c.debugging(metrics, log)); err != nil {
+	if err = n.Run(ctx, server.Run, c.debugging(log)); err != nil {
 		err = fmt.Errorf("node stopped: %w", err)
 	}
 	log.Info("stopped")

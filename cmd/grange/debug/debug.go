@@ -11,22 +11,16 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"os"
 	"runtime"
-	"strings"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/api"
 )
 
-const (
-	// headerTimeout is how long a client may take to ask: it is of this host as a rule.
-	headerTimeout = 5 * time.Second
-	// stopTimeout is how long a profile that is being taken keeps a stop.
-	stopTimeout = time.Second
-)
+// headerTimeout is how long a client may take to ask: it is of this host as a rule.
+const headerTimeout = 5 * time.Second
 
 // Address is where to listen: on loopback where no host is said.
 func Address(text string) (string, error) {
@@ -46,80 +40,36 @@ func Open(address string) bool {
 	return err != nil || !api.IsLoopback(host)
 }
 
-// Handler serves profiles and variables; the latter have the metrics too.
-func Handler(metrics prometheus.Gatherer) http.Handler {
+func handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /debug/vars", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("/debug/vars", func(w http.ResponseWriter, _ *http.Request) {
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
-		if err := json.NewEncoder(w).Encode(variables(metrics)); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"cmdline": os.Args, "memstats": memory, "goroutines": runtime.NumGoroutine()}) // who asked may be gone
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// A page that a browser shows may have its host's name mean this host.
-		host, _, err := net.SplitHostPort(r.Host)
-		if err != nil {
-			host = r.Host
-		}
-		if net.ParseIP(strings.Trim(host, "[]")) == nil && host != "localhost" {
-			http.Error(w, "ask by the address of this host, not by the name "+host, http.StatusForbidden)
+		host := (&url.URL{Host: r.Host}).Hostname()
+		if net.ParseIP(host) == nil && host != "localhost" {
+			http.Error(w, "ask by the address of this host, not by a name", http.StatusForbidden)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
 }
 
-// variables are those that expvar has, and the metrics, by name and labels.
-func variables(metrics prometheus.Gatherer) map[string]any {
-	var memory runtime.MemStats
-	runtime.ReadMemStats(&memory)
-	out := map[string]any{"cmdline": os.Args, "memstats": memory, "goroutines": runtime.NumGoroutine()}
-	families, err := metrics.Gather()
-	if err != nil { // what could be had is there all the same
-		out["error"] = err.Error()
+// Serve answers what comes to l until ctx ends, and cuts off what is under way then.
+func Serve(ctx context.Context, l net.Listener) error {
+	s := &http.Server{Handler: handler(), ReadHeaderTimeout: headerTimeout}
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("--debug %s: %w", l.Addr(), err)
 	}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, l := range m.GetLabel() {
-				name += fmt.Sprintf("{%s=%q}", l.GetName(), l.GetValue())
-			}
-			switch {
-			case m.Counter != nil:
-				out[name] = m.GetCounter().GetValue()
-			case m.Gauge != nil:
-				out[name] = m.GetGauge().GetValue()
-			case m.Histogram != nil:
-				out[name+"_sum"], out[name+"_count"] = m.GetHistogram().GetSampleSum(), m.GetHistogram().GetSampleCount()
-			}
-		}
-	}
-	return out
-}
-
-// Serve answers what comes to l until ctx ends.
-func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout}
-	stopped := make(chan struct{})
-	unhook := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-		defer cancel()
-		if s.Shutdown(ctx) != nil {
-			s.Close()
-		}
-	})
-	err := s.Serve(l)
-	if !unhook() {
-		<-stopped
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("--debug %s: %w", l.Addr(), err)
+	return nil
 }
