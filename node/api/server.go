@@ -47,6 +47,7 @@ type Server struct {
 	token         string
 	socket        net.Listener
 	tcp           net.Listener
+	oci           net.Listener // of the door for container runtimes, nil without
 }
 
 // bodyMax bounds a request's JSON body: none holds more than some names.
