@@ -17,7 +17,7 @@ func (n *Node) openMounts(context.Context) (err error) {
 // openDoor opens the door for container runtimes, in a node that has one.
 func (n *Node) openDoor(context.Context) (err error) {
 	n.Door, err = oci.New(oci.Config{
-		Terms: n.cfg.OCI, Dir: filepath.Join(n.cfg.Dir, "oci"), Names: n.Names, Images: n.Images, Operations: n.Operations, Self: n.swarm.ID(), Live: neighbours{n}.Live, Call: n.exchange.Call,
+		Terms: n.cfg.OCI, Dir: filepath.Join(n.cfg.Dir, "oci"), Library: n.Images, Operations: n.Operations, Self: n.swarm.ID(), Live: neighbours{n}.Live, Call: n.exchange.Call,
 		Farm: n.Farm(), MayPublish: n.signer.Identity().MaySign(content.KindTree, ""), Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err

@@ -97,10 +97,10 @@ func (d *Door) remembered(ctx context.Context, p place, ref string) (item, acces
 	}
 	t, ok := d.known.tag(p, ref)
 	if !ok {
-		t, ok = d.askTag(ctx, p, ref)
-	}
-	if !ok {
-		return item{}, some, false
+		if t, ok = d.askTag(ctx, p, ref); !ok {
+			return item{}, some, false
+		}
+		d.known.stands(p, ref, t)
 	}
 	t.Item.Ref = ref
 	open := some

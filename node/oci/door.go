@@ -17,10 +17,13 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
-	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/tree"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 const (
@@ -45,13 +48,24 @@ type Terms struct {
 	Upstreams map[string]string
 }
 
+// Library has the trees that images are; [images.Images] implements it.
+type Library interface {
+	// TreeRoot says what a name stands for, and OpenTree opens that.
+	TreeRoot(ctx context.Context, name string) (fetch.Root, error)
+	OpenTree(ctx context.Context, name string) (*tree.Tree, pack.Head, error)
+	// List returns names behind one.
+	List(ctx context.Context, root content.RootKind, after string, limit int) (page []images.Image, more bool, err error)
+	// Stow stores what is in a folder, and PublishTree gives it a name.
+	Stow(ctx context.Context, op images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error)
+	PublishTree(ctx context.Context, name string, body catalog.Image) error
+}
+
 // Config is what a Door is built from.
 type Config struct {
 	Terms
 	// Dir is for the door's files.
 	Dir        string
-	Names      *records.Names
-	Images     *images.Images
+	Library    Library
 	Operations *operations.Operations
 	// Self is this node, and Live all of the farm; Call asks one of them.
 	Self peer.ID
@@ -243,6 +257,9 @@ func (it item) media() string {
 func (d *Door) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	refused, isRefused := errors.AsType[*refusal](err)
 	_, known := errors.AsType[ociregistry.Error](err)
+	if !known {
+		_, known = errors.AsType[ociregistry.HTTPError](err)
+	}
 	switch {
 	case isRefused && refused.challenge != "":
 		w.Header().Set("WWW-Authenticate", refused.challenge)

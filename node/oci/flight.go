@@ -69,6 +69,9 @@ func (f *flight) run(ctx context.Context) error {
 		case errors.Is(err, content.ErrCorrupt):
 			f.door.cfg.Log.Warn("what came of a blob is not it; it is fetched anew", "blob", f.item.Digest, "of", f.place, "err", err)
 			f.blob.restart()
+			if doubted { // the registry itself has sent that
+				return err
+			}
 			doubted = true
 		case f.blob.length() > before:
 			try, wait = -1, retryAfter // it gets on

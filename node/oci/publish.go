@@ -165,10 +165,10 @@ func (d *Door) store(ctx context.Context, op *operations.Operation, name string,
 	if who == some {
 		scope = content.Farm(d.cfg.Farm)
 	}
-	body, _, err := d.cfg.Images.Stow(ctx, op, images.ToStow{Dir: stage, Scope: scope})
+	body, _, err := d.cfg.Library.Stow(ctx, op, images.ToStow{Dir: stage, Scope: scope})
 	if err == nil {
 		body.Source = name
-		err = d.cfg.Images.PublishTree(ctx, name, body)
+		err = d.cfg.Library.PublishTree(ctx, name, body)
 	}
 	if err == nil {
 		op.Update(func(v *operations.View) { v.Total = v.Done })

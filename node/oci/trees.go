@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,14 +48,14 @@ func (d *Door) tree(ctx context.Context, p place, ref string) (*opened, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, treeTimeout)
 	defer cancel()
-	root, err := d.cfg.Images.TreeRoot(ctx, name)
+	root, err := d.cfg.Library.TreeRoot(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if t, ok := d.trees.Get(name); ok && t.root == root.Head.Root {
 		return t, nil
 	}
-	files, head, err := d.cfg.Images.OpenTree(ctx, name)
+	files, head, err := d.cfg.Library.OpenTree(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -168,9 +169,12 @@ func (t *opened) append(ctx context.Context, f tree.File, x *blob) error {
 // seek looks for a blob in the trees of a repository, and notes what those have.
 func (d *Door) seek(ctx context.Context, p place, id digest.Digest) (item, bool) {
 	begin := p.prefix() + ":"
-	known, _ := d.cfg.Names.List(ctx, content.KindImage, begin, "", seekMax)
-	for _, k := range known {
-		ref := k.Name[len(begin):]
+	page, _, _ := d.cfg.Library.List(ctx, content.RootTree, begin, seekMax)
+	for _, image := range page {
+		ref, ours := strings.CutPrefix(image.Name, begin)
+		if !ours {
+			break
+		}
 		if hex, ok := cutDigest(ref); ok {
 			ref = hex
 		}

@@ -165,7 +165,11 @@ func (u *upstream) ask(ctx context.Context, method string, p place, what, creden
 		case errors.As(err, &told) && told.StatusCode() < 500 && told.StatusCode() != http.StatusTooManyRequests:
 			return nil, &refusal{challenge}
 		}
-		return nil, u.lost(awayError{why: err, mute: true})
+		dial, failed := errors.AsType[*net.OpError](err)
+		if dns, unknown := errors.AsType[*net.DNSError](err); failed && dial.Op == "dial" || unknown && dns != nil || ctx.Err() != nil {
+			return nil, u.lost(awayError{why: err, mute: true})
+		}
+		return nil, &awayError{why: err}
 	}
 	if answer.StatusCode == http.StatusOK || answer.StatusCode == http.StatusPartialContent {
 		return answer, nil
