@@ -129,7 +129,11 @@ func (u *upstream) rest() error {
 func (u *upstream) lost(away awayError) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.until, u.away = u.now().Add(min(max(away.after, awayFor), patience)), away
+	rest := awayFor
+	if away.after > 0 {
+		rest = min(away.after, patience)
+	}
+	u.until, u.away = u.now().Add(rest), away
 	return &away
 }
 
