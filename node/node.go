@@ -215,7 +215,7 @@ func (n *Node) runOperations(ctx context.Context) error {
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
-	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), n.Boots.Collectors(), []prometheus.Collector{seen{n}})
+	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), n.Boots.Collectors(), n.Door.Collectors(), []prometheus.Collector{seen{n}})
 	if n.farm != nil {
 		out = append(out, n.farm.Collectors()...)
 	}

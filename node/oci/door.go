@@ -15,6 +15,7 @@ import (
 	"cuelabs.dev/go/oci/ociregistry/ociserver"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/node/fetch"
@@ -89,6 +90,7 @@ type Door struct {
 	server    http.Handler
 	requests  *semaphore.Weighted
 	publishes publishes
+	bytes     *prometheus.CounterVec // that came, by source
 
 	running context.Context // of what goes on after a request
 	stop    context.CancelFunc
@@ -105,6 +107,7 @@ func New(cfg Config) (*Door, error) {
 	}
 	err := os.MkdirAll(cfg.Dir, 0o700)
 	d := &Door{cfg: cfg, requests: semaphore.NewWeighted(requestsMax)}
+	d.bytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "grange_oci_bytes_total", Help: "Bytes of blobs that came, by where from."}, []string{"source"})
 	d.running, d.stop = context.WithCancel(context.Background())
 	if cfg.Quota <= 0 {
 		d.cfg.Quota = QuotaDefault
@@ -152,6 +155,14 @@ func (d *Door) Run(ctx context.Context) error {
 			return d.known.save()
 		}
 	}
+}
+
+// Collectors returns what there is to measure.
+func (d *Door) Collectors() []prometheus.Collector {
+	if d == nil {
+		return nil
+	}
+	return []prometheus.Collector{d.bytes}
 }
 
 // Address is where the door is to be.

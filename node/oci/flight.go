@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -103,7 +104,7 @@ func (f *flight) run(ctx context.Context) error {
 func (f *flight) attempt(ctx context.Context, doubted bool) error {
 	d := f.door
 	if !doubted {
-		if err := d.fromTree(ctx, f.place, f.item, f.blob); err == nil || errors.Is(err, content.ErrCorrupt) {
+		if err := d.fromTree(ctx, f.place, f.item, f.blob.from(d, "mesh")); err == nil || errors.Is(err, content.ErrCorrupt) {
 			return err
 		}
 		from, err := d.who(ctx, f.item.Digest, "")
@@ -111,7 +112,7 @@ func (f *flight) attempt(ctx context.Context, doubted bool) error {
 			if err != nil || from == d.cfg.Self {
 				break
 			}
-			got := d.fromMember(ctx, from, f.blob)
+			got := d.fromMember(ctx, from, f.blob.from(d, "farm"))
 			if got == nil || errors.Is(got, content.ErrCorrupt) {
 				return got
 			}
@@ -130,7 +131,7 @@ func (f *flight) attempt(ctx context.Context, doubted bool) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	go d.keepLead(ctx, f.item.Digest)
-	return u.fetch(ctx, f.place, f.item, f.credential, f.blob)
+	return u.fetch(ctx, f.place, f.item, f.credential, f.blob.from(d, "registry"))
 }
 
 // pulls notes whether this node asks the registry for it.
@@ -140,8 +141,25 @@ func (x *blob) pulls(now bool) {
 	x.pulled = now
 }
 
+// arrival is a blob to which bytes come from one source.
+type arrival struct {
+	*blob
+	count prometheus.Counter
+}
+
+func (x *blob) from(d *Door, source string) arrival {
+	return arrival{x, d.bytes.WithLabelValues(source)}
+}
+
+// Write implements io.Writer.
+func (a arrival) Write(p []byte) (int, error) {
+	n, err := a.blob.Write(p)
+	a.count.Add(float64(n))
+	return n, err
+}
+
 // fromMember appends what a member of the farm has, or gets.
-func (d *Door) fromMember(ctx context.Context, from peer.ID, x *blob) error {
+func (d *Door) fromMember(ctx context.Context, from peer.ID, x arrival) error {
 	for x.length() < x.size {
 		call, cancel := context.WithTimeout(ctx, readTimeout)
 		b, err := d.readOf(call, from, x.digest, x.length())

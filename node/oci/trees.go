@@ -124,7 +124,7 @@ func (t *opened) list(ctx context.Context, blobs tree.File) error {
 }
 
 // fromTree appends to a blob what the tree of its image has.
-func (d *Door) fromTree(ctx context.Context, p place, it item, x *blob) error {
+func (d *Door) fromTree(ctx context.Context, p place, it item, x arrival) error {
 	if it.Ref == "" {
 		return content.ErrNotFound
 	}
@@ -145,7 +145,7 @@ func (d *Door) fromTree(ctx context.Context, p place, it item, x *blob) error {
 }
 
 // append reads some steps of a file at once.
-func (t *opened) append(ctx context.Context, f tree.File, x *blob) error {
+func (t *opened) append(ctx context.Context, f tree.File, x arrival) error {
 	from := x.length()
 	b := make([]byte, min(treeStep*treeSteps, x.size-from))
 	group, ctx := errgroup.WithContext(ctx)

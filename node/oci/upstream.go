@@ -227,7 +227,7 @@ func (u *upstream) head(ctx context.Context, p place, manifest bool, ref, creden
 }
 
 // fetch appends to a blob what it lacks. What ends before is an error, and may be gone on with.
-func (u *upstream) fetch(ctx context.Context, p place, it item, credential string, x *blob) error {
+func (u *upstream) fetch(ctx context.Context, p place, it item, credential string, x arrival) error {
 	if err := u.gate.Acquire(ctx, 1); err != nil {
 		return err
 	}
@@ -248,7 +248,7 @@ func (u *upstream) fetch(ctx context.Context, p place, it item, credential strin
 			return &awayError{why: err}
 		}
 	}
-	n, err := io.CopyBuffer(writer{x}, io.LimitReader(body, it.Size-from+1), make([]byte, 256<<10))
+	n, err := io.CopyBuffer(x, io.LimitReader(body, it.Size-from+1), make([]byte, 256<<10))
 	switch {
 	case errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrNoSpace):
 		return err
@@ -257,9 +257,6 @@ func (u *upstream) fetch(ctx context.Context, p place, it item, credential strin
 	}
 	return nil
 }
-
-// writer hides what else a blob can.
-type writer struct{ io.Writer }
 
 // watched puts off the end of who has sent something.
 type watched struct {
