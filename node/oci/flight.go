@@ -104,8 +104,12 @@ func (f *flight) run(ctx context.Context) error {
 func (f *flight) attempt(ctx context.Context, doubted bool) error {
 	d := f.door
 	if !doubted {
-		if err := d.fromTree(ctx, f.place, f.item, f.blob.from(d, "mesh")); err == nil || errors.Is(err, content.ErrCorrupt) {
+		err := d.fromTree(ctx, f.place, f.item, f.blob.from(d, "mesh"))
+		if err == nil || errors.Is(err, content.ErrCorrupt) {
 			return err
+		}
+		if !errors.Is(err, content.ErrNotFound) {
+			d.cfg.Log.Warn("a blob does not come from the mesh", "blob", f.item.Digest, "of", f.place, "err", err)
 		}
 		from, err := d.who(ctx, f.item.Digest, "")
 		for range d.cfg.Live() {

@@ -115,7 +115,7 @@ func (t *opened) list(ctx context.Context, blobs tree.File) error {
 			return err
 		}
 		for _, f := range files {
-			if d := digest.NewDigestFromEncoded(digest.SHA256, string(f.Name)); checkDigest(d) == nil && f.Is(tree.Regular) && f.Same == nil {
+			if d := digest.NewDigestFromEncoded(digest.SHA256, string(f.Name)); checkDigest(d) == nil && f.Is(tree.Regular) && len(f.Same) == 0 {
 				t.files[d] = f
 			}
 		}

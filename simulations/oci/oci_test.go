@@ -53,7 +53,7 @@ func TestFarmPullsOnce(t *testing.T) {
 	if n := w.sent(t, top); n != 1 {
 		t.Errorf("the manifest was sent %d times", n)
 	}
-	name := registry + "/team/app:1"
+	name := strings.Replace(w.name, ":", "_", 1) + "/team/app:1"
 	published(t, w.nodes[0], name)
 	w.stop()
 	for _, r := range runtimes {
@@ -61,7 +61,7 @@ func TestFarmPullsOnce(t *testing.T) {
 	}
 	pull("with the registry away")
 	runtimes[3].has(t, blobs)
-	other, err := w.StartAs(t.Context(), "node", "other", "", "--oci", door)
+	other, err := w.StartAs(t.Context(), "node", "other", "", "--oci", door, "--oci-upstream", w.name+"=http://"+w.name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,10 +30,8 @@ import (
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
 const (
-	// registry is what clients call the one that is mirrored, and door where each node serves it.
-	registry = "reg.example"
-	door     = "127.0.0.1:5050"
-	// registryPort is where it is in truth.
+	// door is where each node serves images, and registryPort where the registry does.
+	door         = "127.0.0.1:5050"
 	registryPort = 5000
 )
 
@@ -44,6 +42,7 @@ type world struct {
 	serve *exec.Cmd
 	dir   string // of the registry
 	nodes []*lab.Node
+	name  string // that clients call the registry
 	token string // that clients show the registry as "user:password", "" for none
 }
 
@@ -69,6 +68,7 @@ func newWorld(tb testing.TB, nodes int, htpasswd string) *world {
 	if w.host, err = l.Net.Host(tb.Context(), "registry"); err != nil {
 		tb.Fatal(err)
 	}
+	w.name = fmt.Sprintf("%s:%d", w.host.Addr(), registryPort)
 	w.start(tb, htpasswd)
 	for i := range nodes {
 		origin := ""
@@ -78,7 +78,7 @@ func newWorld(tb testing.TB, nodes int, htpasswd string) *world {
 				tb.Fatal(err)
 			}
 		}
-		n, err := l.Start(tb.Context(), "main", origin, "--oci", door, "--oci-upstream", fmt.Sprintf("%s=http://%s:%d", registry, w.host.Addr(), registryPort))
+		n, err := l.Start(tb.Context(), "main", origin, "--oci", door, "--oci-upstream", w.name+"=http://"+w.name)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func (w *world) start(tb testing.TB, htpasswd string) {
 	if err := os.MkdirAll(w.dir, 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/blobs}}\nhttp: {addr: \"%s:%d\"}\n", w.dir, w.host.Addr(), registryPort)
+	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/blobs}}\nhttp: {addr: \"%s\"}\n", w.dir, w.name)
 	if htpasswd != "" {
 		if err := os.WriteFile(filepath.Join(w.dir, "htpasswd"), []byte(htpasswd), 0o600); err != nil {
 			tb.Fatal(err)
@@ -115,7 +115,7 @@ func (w *world) start(tb testing.TB, htpasswd string) {
 		tb.Fatal(err)
 	}
 	until(tb, "the registry is there", func() error {
-		c, err := w.host.Dial(tb.Context(), "tcp", fmt.Sprintf("%s:%d", w.host.Addr(), registryPort))
+		c, err := w.host.Dial(tb.Context(), "tcp", w.name)
 		if err == nil {
 			c.Close()
 		}
@@ -145,7 +145,7 @@ func (w *world) client(tb testing.TB) ociregistry.Interface {
 	tb.Helper()
 	transport := &http.Transport{DialContext: w.host.Dial}
 	tb.Cleanup(transport.CloseIdleConnections)
-	c, err := ociclient.New(fmt.Sprintf("%s:%d", w.host.Addr(), registryPort), &ociclient.Options{Insecure: true, Transport: shown{transport, w.token}})
+	c, err := ociclient.New(w.name, &ociclient.Options{Insecure: true, Transport: shown{transport, w.token}})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -244,14 +244,15 @@ func (w *world) sent(tb testing.TB, id digest.Digest) (n int) {
 
 // runtime is a containerd on the host of a node.
 type runtime struct {
-	node *lab.Node
-	dir  string
+	node     *lab.Node
+	dir      string
+	registry string
 }
 
 // containerd starts one, with a root, state and socket of its own, told of the node by grange oci configure.
 func (w *world) containerd(tb testing.TB, n *lab.Node) *runtime {
 	tb.Helper()
-	r := &runtime{n, filepath.Join(w.Dir, "containerd-"+n.Name)}
+	r := &runtime{n, filepath.Join(w.Dir, "containerd-"+n.Name), w.name}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		tb.Fatal(err)
 	}
@@ -303,14 +304,14 @@ func (r *runtime) ctr(tb testing.TB, args ...string) (string, error) {
 func (r *runtime) pull(tb testing.TB, image string, more ...string) error {
 	tb.Helper()
 	args := append([]string{"images", "pull", "--snapshotter", "native", "--hosts-dir", filepath.Join(r.dir, "certs")}, more...)
-	_, err := r.ctr(tb, append(args, registry+"/"+image)...)
+	_, err := r.ctr(tb, append(args, r.registry+"/"+image)...)
 	return err
 }
 
 // forget has containerd have nothing any more.
 func (r *runtime) forget(tb testing.TB, image string) {
 	tb.Helper()
-	if _, err := r.ctr(tb, "images", "rm", "--sync", registry+"/"+image); err != nil {
+	if _, err := r.ctr(tb, "images", "rm", "--sync", r.registry+"/"+image); err != nil {
 		tb.Fatal(err)
 	}
 	if out, err := r.ctr(tb, "content", "ls", "-q"); err != nil || strings.TrimSpace(out) != "" {
