@@ -137,28 +137,36 @@ func (u *upstream) lost(away awayError) error {
 	return &away
 }
 
-// ask sends a request for something of a repository, from a byte on. The answer is one of success.
-func (u *upstream) ask(ctx context.Context, method string, p place, what, credential string, from int64) (*http.Response, error) {
+// wish is something of a repository, from a byte on, for who shows a credential.
+type wish struct {
+	place      place
+	what       string
+	credential string
+	from       int64
+}
+
+// ask sends a request. The answer is one of success.
+func (u *upstream) ask(ctx context.Context, method string, w wish) (*http.Response, error) {
 	if err := u.rest(); err != nil {
 		return nil, err
 	}
 	challenge := ""
 	ctx = context.WithValue(ctx, challengeKey{}, &challenge)
 	ctx = ociauth.ContextWithRequestInfo(ctx, ociauth.RequestInfo{RequiredScope: ociauth.NewScope(ociauth.ResourceScope{
-		ResourceType: ociauth.TypeRepository, Resource: p.Repo, Action: ociauth.ActionPull,
+		ResourceType: ociauth.TypeRepository, Resource: w.place.Repo, Action: ociauth.ActionPull,
 	})})
-	r, err := http.NewRequestWithContext(ctx, method, u.base+"/v2/"+p.Repo+"/"+what, nil)
+	r, err := http.NewRequestWithContext(ctx, method, u.base+"/v2/"+w.place.Repo+"/"+w.what, nil)
 	if err != nil {
 		return nil, err
 	}
 	client := u.public
 	r.Header.Set("Accept", accepted)
-	if from > 0 {
-		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+	if w.from > 0 {
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", w.from))
 	}
-	if credential != "" {
+	if w.credential != "" {
 		client = u.bare
-		r.Header.Set("Authorization", credential)
+		r.Header.Set("Authorization", w.credential)
 	}
 	answer, err := client.Do(r)
 	if err != nil {
@@ -179,12 +187,12 @@ func (u *upstream) ask(ctx context.Context, method string, p place, what, creden
 		return answer, nil
 	}
 	answer.Body.Close()
-	return nil, u.sort(answer, p, what, challenge)
+	return nil, u.sort(answer, w, challenge)
 }
 
 // sort says what an answer means that is none of success.
-func (u *upstream) sort(answer *http.Response, p place, what, challenge string) error {
-	err := fmt.Errorf("%s of %s: %s", what, p, answer.Status)
+func (u *upstream) sort(answer *http.Response, w wish, challenge string) error {
+	err := fmt.Errorf("%s of %s: %s", w.what, w.place, answer.Status)
 	switch code := answer.StatusCode; {
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
 		return &refusal{cmp.Or(challenge, answer.Header.Get("WWW-Authenticate"))}
@@ -210,7 +218,7 @@ func (u *upstream) head(ctx context.Context, p place, manifest bool, ref, creden
 	if manifest && !isDigest(ref) && !ociref.IsValidTag(ref) {
 		return item{}, fmt.Errorf("tag %.80q: %w", ref, content.ErrNotFound)
 	}
-	answer, err := u.ask(ctx, http.MethodHead, p, path(manifest, ref), credential, 0)
+	answer, err := u.ask(ctx, http.MethodHead, wish{p, path(manifest, ref), credential, 0})
 	if err != nil {
 		return item{}, err
 	}
@@ -235,7 +243,7 @@ func (u *upstream) fetch(ctx context.Context, p place, it item, credential strin
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	from := x.length()
-	answer, err := u.ask(ctx, http.MethodGet, p, path(it.Manifest, it.Digest.String()), credential, from)
+	answer, err := u.ask(ctx, http.MethodGet, wish{p, path(it.Manifest, it.Digest.String()), credential, from})
 	if err != nil {
 		return err
 	}
