@@ -83,6 +83,10 @@ type cli struct {
 	Why       volume.Why              `cmd:"" help:"Say what the slowest reads of a volume waited for."`
 	Ping      pingCmd                 `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
 	Doctor    doctorCmd               `cmd:"" help:"Look for what would stop a node from working here."`
+
+	Completion completionCmd `cmd:"" help:"Print what has a shell complete commands, flags, and the names that the node knows."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"Say what may stand next on a command line."`
+	Manual     manualCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
 }
 
 // run executes one command and returns its exit code: 0 done, 1 failed, 2 for nonsense.

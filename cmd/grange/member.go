@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/doctor"
+	"github.com/grangemesh/grange/cmd/grange/supervise"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
@@ -24,7 +26,7 @@ import (
 
 // memberFlags are of the commands that run a member of the mesh.
 type memberFlags struct {
-	Join      *string    `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
+	Join      *string    `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input; else the credential grange.token of systemd, if there is one. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
 	Name      string     `help:"What other members are shown of this one; the host's name when not given."`
 	Listen    []string   `help:"Where members connect; port 4001 of all addresses, by TCP and QUIC, when not given." placeholder:"MULTIADDR,…"`
 	Announce  []string   `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
@@ -79,6 +81,11 @@ func (c *memberFlags) couldServe(ctx context.Context, dir string) error {
 
 func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
 	log := cfg.Log
+	watch, err := supervise.New(cfg.Dir, log)
+	if err != nil {
+		return err
+	}
+	defer watch.Beside()()
 	n, err := node.New(ctx, cfg)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
 		return nil // it was told to stop before it served
@@ -106,7 +113,9 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
-	ctx, handover := awaitHandover(ctx, last, c.handover, log)
+	watch.Serving()
+	ctx, handover := awaitHandover(ctx, last, c.handover, watch, log)
+	defer context.AfterFunc(ctx, func() { watch.Ending(context.Cause(ctx)) })()
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {
@@ -116,13 +125,30 @@ func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config,
 	return handover(errors.Join(err, doors.leave(ctx)))
 }
 
+// credentialName is the join token's among what a service manager hands over.
+const credentialName = "grange.token"
+
+// credential says where the service manager has put a join token, as --join does; nil if it has none.
+func credential() *string {
+	path := filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), credentialName)
+	if _, err := os.Stat(path); err != nil || !filepath.IsAbs(path) {
+		return nil
+	}
+	path = "@" + path
+	return &path
+}
+
 // token returns the join token: --join has it, or where it is, @FILE or - for standard
 // input. A member needs none: a removed file, or input, does not keep it from starting.
 func (c *memberFlags) token(dir string, std ask.Stdio) (string, error) {
-	if c.Join == nil {
+	join := c.Join
+	if join == nil {
+		join = credential()
+	}
+	if join == nil {
 		return "", nil
 	}
-	given, member := *c.Join, membership.In(dir)
+	given, member := *join, membership.In(dir)
 	token := given
 	var err error
 	switch path, file := strings.CutPrefix(given, "@"); {
