@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"sync"
@@ -147,6 +148,13 @@ func TestPrivateImage(t *testing.T) {
 	for _, d := range blobs {
 		if n := w.sent(t, d.Digest); n != 1 {
 			t.Errorf("%s was sent %d times", d.Digest, n)
+		}
+	}
+	with := []string{fmt.Sprintf(`DOCKER_AUTH_CONFIG={"auths":{%q:{"auth":%q}}}`, w.name, base64.StdEncoding.EncodeToString([]byte(w.token)))}
+	for name, env := range map[string][]string{"without": nil, "with": with} {
+		said, code, err := w.Exec(t.Context(), w.nodes[0].Host, env, "image", "import", name, "oci:"+w.name+"/secret/app:1", "--plain-http", "--data", w.nodes[0].Data)
+		if err != nil || (code == 0) != (name == "with") {
+			t.Errorf("a disk of it, %s a credential: %d, %v, %s", name, code, err, said)
 		}
 	}
 	w.stop()

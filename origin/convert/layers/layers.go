@@ -52,18 +52,9 @@ func Find(file io.ReaderAt, size int64, platform string) ([]Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	if platform != "" {
-		parts := append(strings.Split(platform, "/"), "")
-		if want = (ocispec.Platform{OS: parts[0], Architecture: parts[1]}); len(parts) == 4 {
-			want.Variant = parts[2]
-		} else if len(parts) != 3 {
-			return nil, fmt.Errorf("%w: platform %.40q; want OS/ARCHITECTURE, as linux/arm64", content.ErrInvalid, platform)
-		}
-	}
 	var layers []Layer
 	if a.members[ocispec.ImageIndexFile] != nil {
-		layers, err = a.ofLayout(want, platform != "")
+		layers, err = a.ofLayout(platform)
 	} else {
 		layers, err = a.ofSaved()
 	}
@@ -140,7 +131,7 @@ func (a *archive) blob(d ocispec.Descriptor) (string, error) {
 }
 
 // ofLayout follows the indexes of an OCI layout to an image.
-func (a *archive) ofLayout(want ocispec.Platform, insist bool) ([]Layer, error) {
+func (a *archive) ofLayout(platform string) ([]Layer, error) {
 	name := ocispec.ImageIndexFile
 	for range depthMax {
 		var index struct {
@@ -154,7 +145,7 @@ func (a *archive) ofLayout(want ocispec.Platform, insist bool) ([]Layer, error) 
 		if index.Config != nil {
 			return a.layers(index.Layers)
 		}
-		one, err := choose(index.Manifests, want, insist)
+		one, err := Choose(index.Manifests, platform)
 		if err == nil {
 			name, err = a.blob(one)
 		}
@@ -165,8 +156,17 @@ func (a *archive) ofLayout(want ocispec.Platform, insist bool) ([]Layer, error) 
 	return nil, fmt.Errorf("%w: more than %d indexes lead to its image", content.ErrInvalid, depthMax)
 }
 
-// choose returns the manifest of a platform.
-func choose(all []ocispec.Descriptor, want ocispec.Platform, insist bool) (ocispec.Descriptor, error) {
+// Choose returns the manifest of a platform, as linux/arm64; of the host's, or the only one, where none is given.
+func Choose(all []ocispec.Descriptor, platform string) (ocispec.Descriptor, error) {
+	want := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	if platform != "" {
+		parts := append(strings.Split(platform, "/"), "")
+		if want = (ocispec.Platform{OS: parts[0], Architecture: parts[1]}); len(parts) == 4 {
+			want.Variant = parts[2]
+		} else if len(parts) != 3 {
+			return ocispec.Descriptor{}, fmt.Errorf("%w: platform %.40q; want OS/ARCHITECTURE, as linux/arm64", content.ErrInvalid, platform)
+		}
+	}
 	var fits []ocispec.Descriptor
 	var has []string
 	for _, d := range all {
@@ -178,7 +178,7 @@ func choose(all []ocispec.Descriptor, want ocispec.Platform, insist bool) (ocisp
 			has = append(has, strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/"))
 		}
 	}
-	if len(fits) == 0 && len(all) == 1 && !insist { // of another platform, which is all there is
+	if len(fits) == 0 && len(all) == 1 && platform == "" { // of another platform, which is all there is
 		fits = all
 	}
 	switch {
