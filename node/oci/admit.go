@@ -62,8 +62,13 @@ func (d *Door) ask(ctx context.Context, p place, manifest bool, ref, credential 
 		return it, err
 	}
 	d.known.proved(p, credential)
+	if credential != "" && d.known.challenge(p) == "" && !d.known.mayRead(p, "", proofKept) { // a client that shows one to everybody
+		if _, err := u.head(ctx, p, manifest, ref, ""); err == nil {
+			d.known.proved(p, "")
+		}
+	}
 	if manifest && !isDigest(ref) {
-		d.known.stands(p, ref, tag{it, d.cfg.Now(), credential == ""})
+		d.known.stands(p, ref, tag{it, d.cfg.Now(), d.known.mayRead(p, "", proofFresh)})
 	}
 	return it, nil
 }

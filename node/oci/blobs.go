@@ -3,12 +3,14 @@ package oci
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,16 +24,39 @@ type blobs struct {
 	dir   string
 	quota int64
 
-	mu  sync.Mutex              // guards what follows
-	all map[digest.Digest]*blob // that are whole, or come
-	sum int64                   // bytes that they take, or will
+	mu  sync.Mutex       // guards what follows
+	all map[blobID]*blob // that are whole, or come
+	sum int64            // bytes that they take, or will
+}
+
+// blobID tells blobs apart. What a registry does not let everybody read is kept for each repository anew: another one,
+// which may be anybody's, may name its digest, and has to send its bytes itself.
+type blobID struct {
+	Digest digest.Digest `cbor:"digest"`
+	// Domain is a sum of the repository, "" for what everybody may read.
+	Domain string `cbor:"domain,omitempty"`
+}
+
+// domainSize is how many bytes of a sum a domain has: none is found that has the same.
+const domainSize = 16
+
+func (id blobID) String() string { return string(id.Digest) + id.Domain }
+
+func (id blobID) check() error {
+	if err := checkDigest(id.Digest); err != nil {
+		return err
+	}
+	if b, err := hex.DecodeString(id.Domain); err != nil || len(b) != 0 && len(b) != domainSize {
+		return fmt.Errorf("blob %s: domain %.80q: %w", id.Digest, id.Domain, content.ErrInvalid)
+	}
+	return nil
 }
 
 // blob is a file that has, or will have, some bytes.
 type blob struct {
-	digest digest.Digest
-	size   int64
-	path   string
+	id   blobID
+	size int64
+	path string
 
 	mu     sync.Mutex // guards what follows
 	have   int64      // bytes from the first on
@@ -55,7 +80,7 @@ const (
 
 // openBlobs looks what is there. A blob of an earlier start is checked when it is first wanted.
 func openBlobs(dir string, quota int64) (*blobs, error) {
-	b := &blobs{dir: dir, quota: quota, all: map[digest.Digest]*blob{}}
+	b := &blobs{dir: dir, quota: quota, all: map[blobID]*blob{}}
 	err := os.RemoveAll(filepath.Join(dir, partDir))
 	for _, sub := range []string{wholeDir, partDir} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, sub), 0o700))
@@ -65,23 +90,30 @@ func openBlobs(dir string, quota int64) (*blobs, error) {
 	}
 	files, err := os.ReadDir(filepath.Join(dir, wholeDir))
 	for _, f := range files {
-		d := digest.NewDigestFromEncoded(digest.SHA256, f.Name())
+		sum, domain, _ := strings.Cut(f.Name(), ".")
+		id := blobID{digest.NewDigestFromEncoded(digest.SHA256, sum), domain}
 		info, err := f.Info()
-		if err != nil || !info.Mode().IsRegular() || checkDigest(d) != nil {
+		if err != nil || !info.Mode().IsRegular() || id.check() != nil {
 			continue
 		}
-		b.all[d] = &blob{digest: d, size: info.Size(), path: b.path(d), have: info.Size(), moved: make(chan struct{}), used: info.ModTime()}
+		b.all[id] = &blob{id: id, size: info.Size(), path: b.path(id), have: info.Size(), moved: make(chan struct{}), used: info.ModTime()}
 		b.sum += info.Size()
 	}
 	return b, err
 }
 
-func (b *blobs) path(d digest.Digest) string { return filepath.Join(b.dir, wholeDir, d.Encoded()) }
+func (b *blobs) path(id blobID) string {
+	name := id.Digest.Encoded()
+	if id.Domain != "" {
+		name += "." + id.Domain
+	}
+	return filepath.Join(b.dir, wholeDir, name)
+}
 
 // get returns a blob that is whole or comes; nil where neither is so. Its user closes it.
-func (b *blobs) get(d digest.Digest) *blob {
+func (b *blobs) get(id blobID) *blob {
 	b.mu.Lock()
-	x := b.all[d]
+	x := b.all[id]
 	if x != nil {
 		x.enter()
 	}
@@ -99,26 +131,26 @@ func (b *blobs) get(d digest.Digest) *blob {
 
 // begin makes room for a blob that is to come, or returns the one that does so already. It is the
 // caller's to end.
-func (b *blobs) begin(d digest.Digest, size int64) (x *blob, mine bool, err error) {
-	if x := b.get(d); x != nil {
+func (b *blobs) begin(id blobID, size int64) (x *blob, mine bool, err error) {
+	if x := b.get(id); x != nil {
 		return x, false, nil
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if x := b.all[d]; x != nil {
+	if x := b.all[id]; x != nil {
 		x.enter()
 		return x, false, nil
 	}
 	if err := b.makeRoom(size); err != nil {
-		return nil, false, fmt.Errorf("blob %s of %d bytes: %w", d, size, err)
+		return nil, false, fmt.Errorf("blob %s of %d bytes: %w", id.Digest, size, err)
 	}
 	f, err := os.CreateTemp(filepath.Join(b.dir, partDir), "*")
 	if err != nil {
 		return nil, false, err
 	}
-	x = &blob{digest: d, size: size, path: b.path(d), moved: make(chan struct{}), hash: sha256.New(), file: f}
+	x = &blob{id: id, size: size, path: b.path(id), moved: make(chan struct{}), hash: sha256.New(), file: f}
 	x.enter()
-	b.all[d] = x
+	b.all[id] = x
 	b.sum += size
 	return x, true, nil
 }
@@ -145,8 +177,8 @@ func (b *blobs) makeRoom(size int64) error {
 
 // forget removes a blob. Called with mu.
 func (b *blobs) forget(x *blob) {
-	if b.all[x.digest] == x {
-		delete(b.all, x.digest)
+	if b.all[x.id] == x {
+		delete(b.all, x.id)
 		b.sum -= x.size
 		os.Remove(x.path) // what stays is found at the next start
 	}
@@ -193,7 +225,7 @@ func (x *blob) recheck() error {
 	if _, err := io.Copy(sum, f); err != nil {
 		return err
 	}
-	if digest.NewDigest(digest.SHA256, sum) != x.digest {
+	if digest.NewDigest(digest.SHA256, sum) != x.id.Digest {
 		return content.ErrCorrupt
 	}
 	x.whole = true
@@ -205,7 +237,7 @@ func (x *blob) Write(p []byte) (int, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if int64(len(p)) > x.size-x.have {
-		return 0, fmt.Errorf("blob %s: %w: more than its %d bytes came", x.digest, content.ErrCorrupt, x.size)
+		return 0, fmt.Errorf("blob %s: %w: more than its %d bytes came", x.id.Digest, content.ErrCorrupt, x.size)
 	}
 	n, err := x.file.WriteAt(p, x.have)
 	x.hash.Write(p[:n])
@@ -238,8 +270,8 @@ func (x *blob) restart() {
 func (x *blob) finish() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if got := digest.NewDigest(digest.SHA256, x.hash); x.have != x.size || got != x.digest {
-		return fmt.Errorf("blob %s of %d bytes: %w: what came has %d bytes, and the digest %s", x.digest, x.size, content.ErrCorrupt, x.have, got)
+	if got := digest.NewDigest(digest.SHA256, x.hash); x.have != x.size || got != x.id.Digest {
+		return fmt.Errorf("blob %s of %d bytes: %w: what came has %d bytes, and the digest %s", x.id.Digest, x.size, content.ErrCorrupt, x.have, got)
 	}
 	err := os.Rename(x.file.Name(), x.path)
 	if err == nil {
@@ -265,8 +297,8 @@ func (b *blobs) fail(x *blob, err error) {
 	}
 	x.file, x.pulled, x.failed = nil, false, err
 	x.stir()
-	if b.all[x.digest] == x {
-		delete(b.all, x.digest)
+	if b.all[x.id] == x {
+		delete(b.all, x.id)
 		b.sum -= x.size
 	}
 }
@@ -344,7 +376,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	again := r.blob.turn != r.turn
 	r.blob.mu.Unlock()
 	if again {
-		return 0, fmt.Errorf("blob %s: %w: what came was not it", r.blob.digest, content.ErrCorrupt)
+		return 0, fmt.Errorf("blob %s: %w: what came was not it", r.blob.id.Digest, content.ErrCorrupt)
 	}
 	r.off += int64(n)
 	if n > 0 && errors.Is(err, io.EOF) {

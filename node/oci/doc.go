@@ -19,5 +19,6 @@
 // Who may read what: of a registry's repository what the registry lets the same credential read,
 // asked anew after a minute; while it is away what it let everybody read, or this credential within
 // a day. A blob is one of the repository that it is asked of, or absent: knowing a digest is no
-// right to it. What was pushed here is for all who reach the door, which is on loopback alone.
+// right to it, and what is not everybody's is kept apart for each repository, so that another one, of
+// whose manifests one may write oneself, does not lead to it. What was pushed here is for all who reach the door, which is on loopback alone.
 package oci

@@ -312,6 +312,34 @@ func TestPrivateStaysPrivate(t *testing.T) {
 			if got := doors[1].ask(t, http.MethodGet, "secret/blobs/"+string(secret)+ns, right...); got.code != http.StatusOK || digest.FromBytes(got.body) != secret {
 				t.Errorf("who may, at another door: %d", got.code)
 			}
+			evil := newSource(t) // names a blob that it has not, and says that it has it
+			m := evil.image(t, "app", "1", 10)
+			text := fmt.Appendf(nil, `{"schemaVersion":2,"config":{"digest":%q,"size":2},"layers":[{"digest":%q,"size":%d}]}`, m.Digest, secret, len(layers[1]))
+			evil.hooked(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				body := []byte{}
+				if strings.Contains(r.URL.Path, "/manifests/") {
+					body = text
+					w.Header().Set("Docker-Content-Digest", string(digest.FromBytes(text)))
+				} else if r.Method == http.MethodGet {
+					w.WriteHeader(http.StatusNotFound)
+					return
+				} else {
+					body = layers[1]
+				}
+				w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+				if r.Method == http.MethodGet {
+					w.Write(body)
+				}
+			})
+			doors[0].cfg.Upstreams["evil.example"] = evil.URL
+			for _, path := range []string{"manifests/1", "manifests/" + string(digest.FromBytes(text))} {
+				if got := doors[0].ask(t, http.MethodGet, "app/"+path+"?ns=evil.example"); got.code != http.StatusOK {
+					t.Fatalf("%s: %d %s", path, got.code, got.body)
+				}
+			}
+			if got := doors[0].ask(t, http.MethodGet, "app/blobs/"+string(secret)+"?ns=evil.example"); got.code != http.StatusNotFound {
+				t.Errorf("by a manifest of somebody else: %d", got.code)
+			}
 			if n := s.got(string(secret)); n != 1+2*2*0 && n > 1+12 { // the refused have asked too
 				t.Errorf("it was sent %d times", n)
 			}

@@ -12,7 +12,6 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/content"
@@ -49,9 +48,9 @@ const (
 // question is that of whoMethod and haveMethod: not is one that the asker got nothing from; done says that
 // the asker has it.
 type question struct {
-	Digest digest.Digest `cbor:"digest"`
-	Not    string        `cbor:"not"` // a peer ID as bytes
-	Done   bool          `cbor:"done"`
+	Blob blobID `cbor:"blob"`
+	Not  string `cbor:"not"` // a peer ID as bytes
+	Done bool   `cbor:"done"`
 }
 
 // having is what a member has of a blob.
@@ -62,8 +61,8 @@ type having struct {
 
 // reading is the question of readMethod.
 type reading struct {
-	Digest digest.Digest `cbor:"digest"`
-	From   int64         `cbor:"from"`
+	Blob blobID `cbor:"blob"`
+	From int64  `cbor:"from"`
 }
 
 // tagged is the question of tagMethod.
@@ -76,7 +75,7 @@ type tagged struct {
 type lead struct {
 	now func() time.Time
 	mu  sync.Mutex // guards what follows
-	all *lru.Cache[digest.Digest, *led]
+	all *lru.Cache[blobID, *led]
 }
 
 // led is what is known of one blob.
@@ -89,24 +88,24 @@ type led struct {
 }
 
 func newLead(now func() time.Time) (*lead, error) {
-	all, err := lru.New[digest.Digest, *led](leadsMax)
+	all, err := lru.New[blobID, *led](leadsMax)
 	return &lead{now: now, all: all}, err
 }
 
-func (l *lead) of(d digest.Digest) (one *led, fresh bool) {
+func (l *lead) of(id blobID) (one *led, fresh bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	one, ok := l.all.Get(d)
+	one, ok := l.all.Get(id)
 	if !ok {
 		one = &led{}
-		l.all.Add(d, one)
+		l.all.Add(id, one)
 	}
 	return one, !ok || one.puller == "" && len(one.holders) == 0
 }
 
 // answer says whom to read from; it is the asker itself that is to ask the registry.
 func (l *lead) answer(asker peer.ID, q question, live []peer.ID) peer.ID {
-	one, _ := l.of(q.Digest)
+	one, _ := l.of(q.Blob)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	gone := func(id peer.ID) bool { return string(id) == q.Not || !slices.Contains(live, id) }
@@ -132,8 +131,8 @@ func (l *lead) answer(asker peer.ID, q question, live []peer.ID) peer.ID {
 }
 
 // heard notes what a member says that it has.
-func (l *lead) heard(d digest.Digest, from peer.ID, has having) {
-	one, _ := l.of(d)
+func (l *lead) heard(id blobID, from peer.ID, has having) {
+	one, _ := l.of(id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -162,12 +161,12 @@ func (d *Door) ranked(key string) []peer.ID {
 
 // who asks the lead of a blob whom to read it from, of which not is none. It is this node where it is to
 // ask the registry.
-func (d *Door) who(ctx context.Context, id digest.Digest, not peer.ID) (peer.ID, error) {
-	return d.askLead(ctx, question{Digest: id, Not: string(not)})
+func (d *Door) who(ctx context.Context, id blobID, not peer.ID) (peer.ID, error) {
+	return d.askLead(ctx, question{Blob: id, Not: string(not)})
 }
 
 func (d *Door) askLead(ctx context.Context, q question) (peer.ID, error) {
-	for _, lead := range d.ranked(q.Digest.String()) {
+	for _, lead := range d.ranked(q.Blob.String()) {
 		if lead == d.cfg.Self {
 			return d.answerWho(ctx, lead, q), nil
 		}
@@ -199,18 +198,18 @@ func ask[Q, A any](ctx context.Context, d *Door, to peer.ID, method string, q Q)
 // answerWho answers as the lead of a blob. One that it knows nothing of may be with members all the same:
 // this node may be the lead since a moment.
 func (d *Door) answerWho(ctx context.Context, asker peer.ID, q question) peer.ID {
-	if one, fresh := d.lead.of(q.Digest); fresh && !q.Done {
+	if one, fresh := d.lead.of(q.Blob); fresh && !q.Done {
 		one.asking.Lock()
 		defer one.asking.Unlock()
-		if _, fresh := d.lead.of(q.Digest); fresh {
-			d.askAll(ctx, q.Digest, asker)
+		if _, fresh := d.lead.of(q.Blob); fresh {
+			d.askAll(ctx, q.Blob, asker)
 		}
 	}
 	return d.lead.answer(asker, q, d.cfg.Live())
 }
 
 // askAll asks members whether they have a blob.
-func (d *Door) askAll(ctx context.Context, id digest.Digest, but peer.ID) {
+func (d *Door) askAll(ctx context.Context, id blobID, but peer.ID) {
 	ctx, cancel := context.WithTimeout(ctx, haveTimeout)
 	defer cancel()
 	var all sync.WaitGroup
@@ -221,7 +220,7 @@ func (d *Door) askAll(ctx context.Context, id digest.Digest, but peer.ID) {
 		all.Go(func() {
 			has, err := d.having(id), error(nil)
 			if member != d.cfg.Self {
-				has, err = ask[question, having](ctx, d, member, haveMethod, question{Digest: id})
+				has, err = ask[question, having](ctx, d, member, haveMethod, question{Blob: id})
 			}
 			if err == nil {
 				d.lead.heard(id, member, has)
@@ -231,7 +230,7 @@ func (d *Door) askAll(ctx context.Context, id digest.Digest, but peer.ID) {
 	all.Wait()
 }
 
-func (d *Door) having(id digest.Digest) having {
+func (d *Door) having(id blobID) having {
 	x := d.blobs.get(id)
 	if x == nil {
 		return having{}
@@ -243,7 +242,7 @@ func (d *Door) having(id digest.Digest) having {
 
 // keepLead renews the right to ask a registry for a blob until ctx ends: a lead that has just become one
 // learns of it so.
-func (d *Door) keepLead(ctx context.Context, id digest.Digest) {
+func (d *Door) keepLead(ctx context.Context, id blobID) {
 	tick := time.Tick(renewEvery)
 	for {
 		select {
@@ -256,12 +255,12 @@ func (d *Door) keepLead(ctx context.Context, id digest.Digest) {
 }
 
 // tellDone tells the lead of a blob that this node has it.
-func (d *Door) tellDone(ctx context.Context, id digest.Digest) {
-	_, _ = d.askLead(ctx, question{Digest: id, Done: true})
+func (d *Door) tellDone(ctx context.Context, id blobID) {
+	_, _ = d.askLead(ctx, question{Blob: id, Done: true})
 }
 
 // readOf reads what a member has of a blob from a byte on; nothing where nothing came to it for a while.
-func (d *Door) readOf(ctx context.Context, from peer.ID, id digest.Digest, off int64) ([]byte, error) {
+func (d *Door) readOf(ctx context.Context, from peer.ID, id blobID, off int64) ([]byte, error) {
 	body, err := d.cfg.Codec.Marshal(reading{id, off})
 	if err != nil {
 		return nil, err
@@ -271,13 +270,13 @@ func (d *Door) readOf(ctx context.Context, from peer.ID, id digest.Digest, off i
 
 // answerRead is the other end of readOf.
 func (d *Door) answerRead(ctx context.Context, q reading) ([]byte, error) {
-	x := d.blobs.get(q.Digest)
+	x := d.blobs.get(q.Blob)
 	if x == nil {
-		return nil, fmt.Errorf("blob %.80q: %w", q.Digest, content.ErrNotFound)
+		return nil, fmt.Errorf("blob %.80q: %w", q.Blob.Digest, content.ErrNotFound)
 	}
 	if q.From < 0 || q.From >= x.size {
 		x.close()
-		return nil, fmt.Errorf("blob %s from %d of %d bytes: %w", q.Digest, q.From, x.size, content.ErrInvalid)
+		return nil, fmt.Errorf("blob %s from %d of %d bytes: %w", q.Blob.Digest, q.From, x.size, content.ErrInvalid)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readWait)
 	defer cancel()
@@ -337,10 +336,10 @@ func (d *Door) Answer(ctx context.Context, from exchange.Peer, method string, bo
 	switch method {
 	case whoMethod:
 		return membership.Answer(codec, body, func(q question) ([]byte, error) {
-			return []byte(d.answerWho(ctx, from.ID, q)), checkDigest(q.Digest)
+			return []byte(d.answerWho(ctx, from.ID, q)), q.Blob.check()
 		})
 	case haveMethod:
-		return membership.Answer(codec, body, func(q question) (having, error) { return d.having(q.Digest), nil })
+		return membership.Answer(codec, body, func(q question) (having, error) { return d.having(q.Blob), nil })
 	case readMethod:
 		var q reading
 		if err := codec.Unmarshal(body, &q); err != nil {

@@ -2,6 +2,8 @@ package oci
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -24,7 +26,7 @@ const (
 
 // bring returns a blob that is here, or comes. Its user closes it.
 func (d *Door) bring(ctx context.Context, p place, it item, credential string) (*blob, error) {
-	x, mine, err := d.blobs.begin(it.Digest, it.Size)
+	x, mine, err := d.blobs.begin(blobID{it.Digest, d.domain(ctx, p, it)}, it.Size)
 	if err != nil || !mine {
 		return x, err
 	}
@@ -39,6 +41,15 @@ func (d *Door) bring(ctx context.Context, p place, it item, credential string) (
 		}
 	}()
 	return x, nil
+}
+
+// domain is that of a blob of a repository.
+func (d *Door) domain(ctx context.Context, p place, it item) string {
+	if d.openTo(ctx, p, it) != some {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(p.prefix()))
+	return hex.EncodeToString(sum[:domainSize])
 }
 
 // flight brings in one blob.
@@ -60,7 +71,7 @@ func (f *flight) run(ctx context.Context) error {
 		err := f.attempt(ctx, doubted)
 		if err == nil {
 			if err = f.blob.finish(); err == nil {
-				f.door.tellDone(ctx, f.item.Digest)
+				f.door.tellDone(ctx, f.blob.id)
 				return nil
 			}
 		}
@@ -111,7 +122,7 @@ func (f *flight) attempt(ctx context.Context, doubted bool) error {
 		if !errors.Is(err, content.ErrNotFound) {
 			d.cfg.Log.Warn("a blob does not come from the mesh", "blob", f.item.Digest, "of", f.place, "err", err)
 		}
-		from, err := d.who(ctx, f.item.Digest, "")
+		from, err := d.who(ctx, f.blob.id, "")
 		for range d.cfg.Live() {
 			if err != nil || from == d.cfg.Self {
 				break
@@ -120,7 +131,7 @@ func (f *flight) attempt(ctx context.Context, doubted bool) error {
 			if got == nil || errors.Is(got, content.ErrCorrupt) {
 				return got
 			}
-			from, err = d.who(ctx, f.item.Digest, from)
+			from, err = d.who(ctx, f.blob.id, from)
 		}
 		if err != nil {
 			return err
@@ -134,7 +145,7 @@ func (f *flight) attempt(ctx context.Context, doubted bool) error {
 	defer f.blob.pulls(false)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	go d.keepLead(ctx, f.item.Digest)
+	go d.keepLead(ctx, f.blob.id)
 	return u.fetch(ctx, f.place, f.item, f.credential, f.blob.from(d, "registry"))
 }
 
@@ -166,10 +177,10 @@ func (a arrival) Write(p []byte) (int, error) {
 func (d *Door) fromMember(ctx context.Context, from peer.ID, x arrival) error {
 	for x.length() < x.size {
 		call, cancel := context.WithTimeout(ctx, readTimeout)
-		b, err := d.readOf(call, from, x.digest, x.length())
+		b, err := d.readOf(call, from, x.id, x.length())
 		cancel()
 		if err == nil && len(b) == 0 {
-			err = fmt.Errorf("blob %s: %w: the member that brings it in gets nothing", x.digest, content.ErrUnavailable)
+			err = fmt.Errorf("blob %s: %w: the member that brings it in gets nothing", x.id.Digest, content.ErrUnavailable)
 		}
 		if err == nil {
 			_, err = x.Write(b)

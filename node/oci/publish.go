@@ -189,6 +189,7 @@ func (d *Door) accessOf(ctx context.Context, q image) (access, error) {
 	case refused:
 		return some, nil
 	case err == nil && it.Digest == q.Top.Digest:
+		d.known.proved(q.Place, "")
 		return everybody, nil
 	case err == nil:
 		return "", fmt.Errorf("%s stands for another image by now: %w", q.Ref, content.Stale)
