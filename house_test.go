@@ -296,6 +296,7 @@ var alone = map[string]string{
 	"node/instance.Library":          "node/instance.TestNothingIsReadTwice",
 	"node/instance.Registry":         "node/instance.TestTakenOver",
 	"node/membership.Network":        "node/membership.TestFarmOfAnotherMember",
+	"node/oci.Library":               "node/oci.TestEachBlobComesOnce",
 	"node/volumes.Library":           "node/volumes.TestServedLater",
 	"node/volumes/records.Registry":  "node/volumes.TestNameTakenMeanwhile",
 	"origin/convert.Image":           "origin/convert.TestExportGivesTheSameSparseFile",
