@@ -4,6 +4,7 @@ package csi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,10 +48,7 @@ type disk struct {
 // run runs a program to its end: one that writes to a disk is not to be broken off. Its output is that of the error.
 func run(ctx context.Context, name string, args ...string) (out []byte, code int, err error) {
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if path, found := look(name); found {
-		cmd.Path, cmd.Err = path, nil
-	}
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err = cmd.Output()
@@ -58,16 +57,6 @@ func run(ctx context.Context, name string, args ...string) (out []byte, code int
 		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(append(said.Bytes(), out...)))
 	}
 	return out, code, err
-}
-
-// look finds a program of the administrator's, which the path of services may leave out.
-func look(name string) (string, bool) {
-	for _, dir := range []string{"/usr/sbin", "/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, true
-		}
-	}
-	return "", false
 }
 
 // stage mounts the disk at a folder, which may be there, and done already.
@@ -80,10 +69,8 @@ func (k disk) stage(ctx context.Context, at string) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range all {
-		if m.at == filepath.Clean(at) {
-			return nil
-		}
+	if slices.ContainsFunc(all, func(m mount) bool { return m.at == filepath.Clean(at) }) {
+		return nil
 	}
 	if err := os.MkdirAll(at, 0o750); err != nil {
 		return err
@@ -92,21 +79,14 @@ func (k disk) stage(ctx context.Context, at string) error {
 	if err != nil {
 		return err
 	}
-	options := append([]string{}, k.options...)
-	switch {
-	case k.readonly && has == xfs:
-		options = append(options, "ro", "norecovery")
-	case k.readonly: // what its journal has is not to be written
-		options = append(options, "ro", "noload")
-	}
+	options := append([]string{map[bool]string{true: "ro", false: "rw"}[k.readonly]}, k.options...)
 	if has == xfs { // a clone has its UUID from what it was made of, which may be mounted here too
 		options = append(options, "nouuid")
 	}
-	args := []string{"-t", has, k.path, at}
-	if len(options) > 0 {
-		args = append([]string{"-o", strings.Join(options, ",")}, args...)
+	if k.readonly { // what its journal has is not to be written
+		options = append(options, map[string]string{xfs: "norecovery", ext4: "noload"}[has])
 	}
-	if _, _, err := run(ctx, "mount", args...); err != nil || k.readonly {
+	if _, _, err := run(ctx, "mount", "-t", has, "-o", strings.Join(options, ","), k.path, at); err != nil || k.readonly {
 		return err
 	}
 	return grow(ctx, k.path, mount{at: at, kind: has}) // it may have been made of something smaller
@@ -166,10 +146,7 @@ func signature(ctx context.Context, path string) (string, error) {
 // format makes a file system on a disk on which blkid has found nothing: if what can be read of it is zero, or a format that was
 // cut short of this very disk has left something.
 func (k disk) format(ctx context.Context, mark string) (string, error) {
-	kind := k.kind
-	if kind == "" {
-		kind = ext4
-	}
+	kind := cmp.Or(k.kind, ext4)
 	if was, err := os.ReadFile(mark); err != nil || string(was) != k.mark {
 		if err := empty(k.path); err != nil {
 			return "", err
