@@ -163,6 +163,8 @@ var homes = []struct{ dependency, home string }{
 	{"github.com/danielgtaylor/huma", "node/api"},
 	{"github.com/alecthomas/kong", "cmd/grange"},
 	{"github.com/RoaringBitmap/roaring", "origin/content"},
+	{"google.golang.org/grpc", "cmd/csi"},
+	{"github.com/container-storage-interface", "cmd/csi"},
 }
 
 func TestHeavyDependenciesHaveOneHome(t *testing.T) {

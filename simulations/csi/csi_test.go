@@ -16,33 +16,45 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/grangemesh/grange/simulations/csi/built"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
-// TestSanity runs the suite that drivers are measured by, with file systems and with disks.
-func TestSanity(t *testing.T) {
-	h := farm(t, "a")[0]
+// TestDriver goes through what pods do, on one farm: that of a volume's life first, the loss of a node last.
+func TestDriver(t *testing.T) {
+	hosts := farm(t, "a", "b", "c")
+	for _, part := range []struct {
+		name string
+		test func(t *testing.T, hosts []*host)
+	}{
+		{"Sanity", sanity}, {"DataTravels", dataTravels}, {"MountedFileSystemGrows", mountedFileSystemGrows}, {"ClonesAndSnapshots", clonesAndSnapshots},
+		{"NothingIsFormattedTwice", nothingIsFormattedTwice}, {"DriverIsKilled", driverIsKilled}, {"NodeRestarts", nodeRestarts}, {"Takeover", takeover},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			for _, h := range hosts {
+				h.t = t
+			}
+			begun := time.Now()
+			part.test(t, hosts)
+			t.Logf("%.1f s", time.Since(begun).Seconds())
+		})
+	}
+}
+
+// sanity runs what needs disks of the suite that drivers are measured by, with file systems and as they are; the rest runs outside.
+func sanity(t *testing.T, hosts []*host) {
 	for _, kind := range []string{"mount", "block"} {
-		dir := t.TempDir()
-		suite := exec.CommandContext(t.Context(), "./csi-sanity", "--ginkgo.no-color", "--ginkgo.fail-fast", "--csi.endpoint", "unix://"+h.data+".csi.sock",
-			"--csi.mountdir", dir+"/target", "--csi.stagingdir", dir+"/stage", "--csi.testvolumesize", "67108864", "--csi.testvolumeexpandsize", "100663296", "--csi.testvolumeaccesstype", kind)
-		out, err := suite.CombinedOutput()
-		text := string(out)
-		if end := strings.LastIndex(text, "Ran "); end >= 0 {
-			t.Logf("%s: %s", kind, strings.TrimSpace(text[end:]))
-		}
-		if err != nil {
-			t.Fatalf("%s: %v: %s", kind, err, text[max(0, len(text)-12000):])
+		if err := built.Sanity(t.Context(), "./csi-sanity", "unix://"+hosts[0].data+".csi.sock", t.TempDir(), "--ginkgo.focus", "Node Service", "--csi.testvolumeaccesstype", kind); err != nil {
+			t.Fatalf("%s: %v", kind, err)
 		}
 	}
-	if out := must(t, "./grange volume ls --all --json --data "+h.data); out != "[]" {
+	if out := must(t, "./grange volume ls --all --json --data "+hosts[0].data); out != "[]" {
 		t.Errorf("left: %s", out)
 	}
 }
 
-// TestDataTravels has pods on two nodes use one volume, one after the other.
-func TestDataTravels(t *testing.T) {
-	hosts := farm(t, "a", "b")
+// dataTravels has pods on two nodes use one volume, one after the other.
+func dataTravels(t *testing.T, hosts []*host) {
 	a, b := hosts[0], hosts[1]
 	for _, kind := range []string{"ext4", "xfs"} {
 		c := a.create(wish("travels-"+kind, mounted(kind, writer)))
@@ -76,9 +88,8 @@ func TestDataTravels(t *testing.T) {
 	}
 }
 
-// TestMountedFileSystemGrows, on the node that has it, though the controller is on another.
-func TestMountedFileSystemGrows(t *testing.T) {
-	hosts := farm(t, "a", "b")
+// mountedFileSystemGrows, on the node that has it, though the controller is on another.
+func mountedFileSystemGrows(t *testing.T, hosts []*host) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		c := hosts[0].create(wish("grows-"+kind, mounted(kind, writer)))
 		at := c.begin(hosts[1])
@@ -128,9 +139,8 @@ func size0(t *testing.T, c *claim, h *host) int64 {
 	return out.Usage[0].Total
 }
 
-// TestClonesAndSnapshots: each has the bytes of its moment, also where two of one xfs are mounted on a host.
-func TestClonesAndSnapshots(t *testing.T) {
-	hosts := farm(t, "a", "b")
+// clonesAndSnapshots: each has the bytes of its moment, also where two of one xfs are mounted on a host.
+func clonesAndSnapshots(t *testing.T, hosts []*host) {
 	a, b := hosts[0], hosts[1]
 	for _, kind := range []string{"ext4", "xfs"} {
 		as := mounted(kind, writer)
@@ -177,14 +187,14 @@ func TestClonesAndSnapshots(t *testing.T) {
 	}
 }
 
-// TestDriverIsKilled kills the driver in the middle of each step of a volume's life; the step is repeated, as Kubernetes
+// driverIsKilled kills the driver in the middle of each step of a volume's life; the step is repeated, as Kubernetes
 // does.
-func TestDriverIsKilled(t *testing.T) {
-	h := farm(t, "a")[0]
+func driverIsKilled(t *testing.T, hosts []*host) {
+	h := hosts[0]
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, seed))
-	for round := range soak.Rounds(30) {
+	for round := range soak.Of(1, 20) {
 		c := &claim{t: t, id: "killed-" + string(rune('a'+round%26)), as: mounted("ext4", writer), stage: t.TempDir() + "/s", target: t.TempDir() + "/t"}
 		steps := []func(context.Context) error{
 			func(ctx context.Context) error { _, err := h.CreateVolume(ctx, wish(c.id, c.as)); return err },
@@ -250,9 +260,9 @@ func TestDriverIsKilled(t *testing.T) {
 	}
 }
 
-// TestNodeRestarts has a pod write while its node hands over, and while it is killed and started: it sees no error.
-func TestNodeRestarts(t *testing.T) {
-	h := farm(t, "a")[0]
+// nodeRestarts has a pod write while its node hands over, and while it is killed and started: it sees no error.
+func nodeRestarts(t *testing.T, hosts []*host) {
+	h := hosts[0]
 	c := h.create(wish("restarts", mounted("ext4", writer)))
 	at := c.begin(h)
 	stop := filepath.Join(t.TempDir(), "enough")
@@ -264,7 +274,7 @@ func TestNodeRestarts(t *testing.T) {
 	if err := pod.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for range soak.Rounds(20) {
+	for range soak.Of(2, 20) {
 		h.handOver()
 		h.node.kill(t)
 		if out, err := h.Probe(t.Context(), &csi.ProbeRequest{}); err != nil || out.Ready.GetValue() {
@@ -286,9 +296,9 @@ func TestNodeRestarts(t *testing.T) {
 	}
 }
 
-// TestNothingIsFormattedTwice: whatever a disk has, and whatever blkid says or does not say of it, what was written stays.
-func TestNothingIsFormattedTwice(t *testing.T) {
-	h := farm(t, "a")[0]
+// nothingIsFormattedTwice: whatever a disk has, and whatever blkid says or does not say of it, what was written stays.
+func nothingIsFormattedTwice(t *testing.T, hosts []*host) {
+	h := hosts[0]
 	c := h.create(wish("kept", mounted("ext4", writer)))
 	at := c.begin(h)
 	must(t, "echo mine >"+at+"/file")
@@ -336,10 +346,9 @@ func TestNothingIsFormattedTwice(t *testing.T) {
 	half.end(h)
 }
 
-// TestTakeover loses the node of a volume. Another has it only where its class asks for that, and what was flushed is held by a member; the
+// takeover loses the node of a volume. Another has it only where its class asks for that, and what was flushed is held by a member; the
 // node that was lost and is back writes to it no more.
-func TestTakeover(t *testing.T) {
-	hosts := farm(t, "a", "b", "c")
+func takeover(t *testing.T, hosts []*host) {
 	a, b := hosts[0], hosts[1]
 	// The controller is on c.
 	c := hosts[2]

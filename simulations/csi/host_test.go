@@ -93,7 +93,8 @@ func until(t *testing.T, what string, so func() bool) {
 
 // host is a node with its driver.
 type host struct {
-	t            *testing.T
+	whole        *testing.T // that its processes live as long as
+	t            *testing.T // that goes on now
 	name, data   string
 	args         []string // of the node
 	node, driver *process
@@ -104,12 +105,12 @@ type host struct {
 	id string
 }
 
-// farm starts hosts of one farm. Each test has one of its own.
+// farm starts hosts of one farm.
 func farm(t *testing.T, names ...string) (hosts []*host) {
 	t.Helper()
 	dir := t.TempDir()
 	for i, name := range names {
-		h := &host{t: t, name: name, data: filepath.Join(dir, name)}
+		h := &host{whole: t, t: t, name: name, data: filepath.Join(dir, name)}
 		h.args = []string{
 			"node", "--data", h.data, "--name", name, "--origin", "file://" + dir + "/origin", "--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", 4001+i),
 			"--farm-bind", fmt.Sprintf("127.0.0.1:%d", 7946+i), "--farm-join", "127.0.0.1:7946",
@@ -136,7 +137,7 @@ func farm(t *testing.T, names ...string) (hosts []*host) {
 // start starts the node.
 func (h *host) start() {
 	h.t.Helper()
-	h.node = run(h.t, h.args...)
+	h.node = run(h.whole, h.args...)
 	h.ready()
 }
 
@@ -149,13 +150,13 @@ func (h *host) ready() {
 func (h *host) drive() {
 	h.t.Helper()
 	socket := h.data + ".csi.sock"
-	h.driver = run(h.t, "csi", "--endpoint", "unix://"+socket, "--data", h.data)
+	h.driver = run(h.whole, "csi", "--endpoint", "unix://"+socket, "--data", h.data)
 	if h.conn == nil {
 		conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		h.t.Cleanup(func() { conn.Close() })
+		h.whole.Cleanup(func() { conn.Close() })
 		h.conn, h.ControllerClient, h.NodeClient, h.IdentityClient = conn, csi.NewControllerClient(conn), csi.NewNodeClient(conn), csi.NewIdentityClient(conn)
 	}
 	until(h.t, "the driver is ready", func() bool {
