@@ -120,20 +120,31 @@ func held(v api.Volume) bool {
 // get disks. One that a driver left so when it was killed is given back by the next call about it.
 func borrowed(v api.Volume) bool { return v.Transport == terms.NBD && v.Device != "" }
 
-// giveBack releases a volume that was borrowed, or made.
-func (d *Driver) giveBack(ctx context.Context, name string) error {
-	var v api.Volume
-	err := d.ask(ctx, "POST", volumePath(name)+"/detach", nil, &v)
-	if err == nil && v.State != terms.StateReleased {
-		err = status.Errorf(codes.Unavailable, "volume %s is this node's still: what it has did not get into the bucket; it is tried again", name)
+// serve attaches a volume for a deed of the controller's.
+func (d *Driver) serve(ctx context.Context, name string) error {
+	return d.ask(ctx, "PUT", volumePath(name), api.VolumeSpec{Transport: terms.NBD}, nil)
+}
+
+// giveBack releases a volume of this node; one whose record could not be written when that was tried before is attached for it.
+func (d *Driver) giveBack(ctx context.Context, v api.Volume) (err error) {
+	was := v.State
+	if was == terms.StateDetached {
+		err = d.serve(ctx, v.Name)
+	}
+	if err == nil {
+		err = d.ask(ctx, "POST", volumePath(v.Name)+"/detach", nil, &v)
+	}
+	if err == nil && v.State == terms.StateDetached && was != terms.StateReading { // of what was only read nothing is left here
+		err = status.Errorf(codes.Unavailable, "volume %s is this node's still: what it has did not get into the bucket; it is tried again", v.Name)
 	}
 	return err
 }
 
 // borrow does something with a volume that nobody has, while it is attached here.
-func (d *Driver) borrow(ctx context.Context, name string, do func() error) error {
-	if err := d.ask(ctx, "PUT", volumePath(name), api.VolumeSpec{Transport: terms.NBD}, nil); err != nil {
+func (d *Driver) borrow(ctx context.Context, v api.Volume, do func() error) error {
+	if err := d.serve(ctx, v.Name); err != nil {
 		return err
 	}
-	return errors.Join(do(), d.giveBack(ctx, name))
+	v.State = terms.StateAttached
+	return errors.Join(do(), d.giveBack(ctx, v))
 }

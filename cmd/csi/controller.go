@@ -206,7 +206,7 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		}
 	}
 	if borrowed(v) || v.State == terms.StateDetached && v.Node == self.Self.ID {
-		if err := d.finish(ctx, v); err != nil {
+		if err := d.giveBack(ctx, v); err != nil {
 			return nil, err
 		}
 	}
@@ -218,15 +218,6 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		out.VolumeContext = map[string]string{takeoverKey: "true"}
 	}
 	return &csi.CreateVolumeResponse{Volume: out}, nil
-}
-
-// finish gives up a volume that is here for the controller alone; one whose record could not be written when that was tried
-// before is attached for it again.
-func (d *Driver) finish(ctx context.Context, v api.Volume) error {
-	if v.State == terms.StateDetached {
-		return d.borrow(ctx, v.Name, func() error { return nil })
-	}
-	return d.giveBack(ctx, v.Name)
 }
 
 // agrees fails where a volume is another than is asked for.
@@ -263,7 +254,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (
 	case v.Device != "" && !borrowed(v), v.State == terms.StateReading:
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is in use on this node", v.Name)
 	case v.State == terms.StateReleased: // its last holder may be another node: whoever removes it takes it first
-		if err := d.ask(ctx, "PUT", volumePath(v.Name), api.VolumeSpec{Transport: terms.NBD}, nil); err != nil {
+		if err := d.serve(ctx, v.Name); err != nil {
 			return nil, err
 		}
 	}
@@ -302,7 +293,7 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerP
 		return nil, err
 	}
 	if v.Node == self.Self.ID && (borrowed(v) || v.State == terms.StateDetached) { // a deed of the controller's was cut short
-		return out, d.finish(ctx, v)
+		return out, d.giveBack(ctx, v)
 	}
 	if why := keeps(self, v, r.VolumeContext[takeoverKey] == "true"); why != "" {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is attached to node %s (%s), %s", v.Name, v.Node, v.NodeName, why)
@@ -312,13 +303,15 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerP
 	return out, nil
 }
 
+// there reports whether the mesh sees a node.
+func there(self api.Peers, id string) bool {
+	return id == self.Self.ID || slices.ContainsFunc(self.Peers, func(p api.Peer) bool { return p.ID == id && (p.State == "alive" || p.State == "connected") })
+}
+
 // keeps says why a volume stays with the node that has it; "" where another may take it over.
 func keeps(self api.Peers, v api.Volume, asked bool) string {
-	alive := v.Node == self.Self.ID || slices.ContainsFunc(self.Peers, func(p api.Peer) bool {
-		return p.ID == v.Node && (p.State == "alive" || p.State == "connected")
-	})
 	switch {
-	case alive:
+	case there(self, v.Node):
 		return "which is there: it gives it up when the pod that uses it there has ended"
 	case !asked:
 		return fmt.Sprintf("which is away: start it, or `grange volume attach %s --takeover` on another node goes on without it, and detaches it; takeover=true in the class of storage asks for that", v.Name)
@@ -347,9 +340,9 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *csi.Controlle
 		return nil, err
 	}
 	if v.Node == self.Self.ID && borrowed(v) {
-		return out, d.finish(ctx, v)
+		return out, d.giveBack(ctx, v)
 	}
-	if slices.ContainsFunc(self.Peers, func(p api.Peer) bool { return p.ID == v.Node && p.State == "alive" }) || v.Node == self.Self.ID {
+	if there(self, v.Node) {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is attached to node %s (%s) still, which is there: it is released when it is unstaged", v.Name, v.Node, v.NodeName)
 	}
 	return out, nil
@@ -439,7 +432,7 @@ func (d *Driver) ControllerExpandVolume(ctx context.Context, r *csi.ControllerEx
 		return nil, err
 	}
 	if v.State == terms.StateReleased && v.Size < size {
-		err = d.borrow(ctx, v.Name, func() error { return d.resize(ctx, v.Name, size) })
+		err = d.borrow(ctx, v, func() error { return d.resize(ctx, v.Name, size) })
 	} else if v.Device != "" && v.Size < size {
 		err = d.resize(ctx, v.Name, size)
 	}

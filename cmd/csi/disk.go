@@ -69,7 +69,7 @@ func (k disk) stage(ctx context.Context, at string) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(all, func(m mount) bool { return m.at == filepath.Clean(at) }) {
+	if slices.ContainsFunc(all, func(m mount) bool { return m.at == real(at) }) {
 		return nil
 	}
 	if err := os.MkdirAll(at, 0o750); err != nil {
@@ -227,8 +227,9 @@ func unmount(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	path = real(path)
 	for _, m := range all {
-		if m.at == filepath.Clean(path) {
+		if m.at == path {
 			if _, _, err := run(ctx, "umount", m.at); err != nil {
 				return err
 			}
@@ -244,6 +245,14 @@ type mount struct {
 	kind     string
 	readonly bool
 	disk     bool // a device itself, bound to a file
+}
+
+// real is a path as the kernel lists what is mounted there.
+func real(path string) string {
+	if to, err := filepath.EvalSymlinks(path); err == nil {
+		return to
+	}
+	return filepath.Clean(path)
 }
 
 // mounts reads them, as proc(5) describes.

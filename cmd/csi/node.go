@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,7 +71,7 @@ func (d *Driver) attach(ctx context.Context, r *csi.NodeStageVolumeRequest) (v a
 	put := func() error { return d.ask(ctx, "PUT", volumePath(r.VolumeId), spec, &v) }
 	if err = put(); is(err, 0, string(content.Attached)) { // a driver that was killed had borrowed it
 		if v, err = d.find(ctx, r.VolumeId); err == nil && borrowed(v) {
-			if err = d.giveBack(ctx, v.Name); err == nil {
+			if err = d.giveBack(ctx, v); err == nil {
 				err = put()
 			}
 		}
@@ -140,10 +139,8 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolume
 		return out, nil
 	case err != nil:
 		return nil, err
-	case v.State == terms.StateReading:
-		return out, d.ask(ctx, "POST", volumePath(v.Name)+"/detach", nil, nil)
 	}
-	return out, d.finish(ctx, v)
+	return out, d.giveBack(ctx, v)
 }
 
 // NodePublishVolume shows a volume that is staged at another path: the tree, or the disk.
@@ -175,8 +172,8 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 	if err != nil {
 		return nil, err
 	}
-	targets := slices.DeleteFunc(slices.Clone(there), func(m mount) bool { return m.at == r.StagingTargetPath })
-	at := slices.IndexFunc(targets, func(m mount) bool { return m.at == r.TargetPath })
+	targets := slices.DeleteFunc(slices.Clone(there), func(m mount) bool { return m.at == real(r.StagingTargetPath) })
+	at := slices.IndexFunc(targets, func(m mount) bool { return m.at == real(r.TargetPath) })
 	single := r.VolumeCapability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
 	switch {
 	case at >= 0 && r.Readonly && !targets[at].readonly:
@@ -230,7 +227,7 @@ func (d *Driver) published(ctx context.Context, id, path string) (v api.Volume, 
 	if err != nil {
 		return v, m, err
 	}
-	path = filepath.Clean(path)
+	path = real(path)
 	if i := slices.IndexFunc(all, func(m mount) bool { return m.at == path }); i >= 0 {
 		return v, all[i], nil
 	}

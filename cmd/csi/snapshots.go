@@ -75,7 +75,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotReques
 		return d.ask(ctx, "POST", volumePath(v.Name)+"/snapshots?wait="+terms.Durable, api.SnapshotRequest{Label: label}, &taken)
 	}
 	if !held(v) || borrowed(v) {
-		err = d.borrow(ctx, v.Name, take)
+		err = d.borrow(ctx, v, take)
 	} else {
 		err = take()
 	}
