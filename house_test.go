@@ -166,6 +166,8 @@ var homes = []struct{ dependency, home string }{
 	{"go.opentelemetry.io/otel/sdk", "cmd/grange/traces"},
 	{"go.opentelemetry.io/otel/exporters", "cmd/grange/traces"},
 	{"go.opentelemetry.io/otel/propagation", "node/spans"},
+	{"google.golang.org/grpc", "cmd/csi"},
+	{"github.com/container-storage-interface", "cmd/csi"},
 }
 
 func TestHeavyDependenciesHaveOneHome(t *testing.T) {

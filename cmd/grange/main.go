@@ -76,6 +76,7 @@ type cli struct {
 	Origin    origin.Commands         `cmd:"" help:"Look after the origin: delete what is dead there, check it, copy it, and say who needs it."`
 	Cache     cacheCmd                `cmd:"" help:"Show and shrink this node's cache."`
 	Operation operationCmd            `cmd:"" help:"Show and cancel long work."`
+	CSI       csiCmd                  `cmd:"" name:"csi" help:"Serve volumes to Kubernetes, by the Container Storage Interface, over the node of this host."`
 	Token     tokenCmd                `cmd:"" help:"Make and handle join tokens."`
 	Mesh      meshCmd                 `cmd:"" help:"Show and handle the mesh."`
 	Resolve   resolveCmd              `cmd:"" help:"Say what a name stands for."`
