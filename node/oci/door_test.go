@@ -415,6 +415,9 @@ func TestPartsAndNonsense(t *testing.T) {
 			t.Errorf("%s: %d %s", path, got.code, got.body)
 		}
 	}
+	if got := d.ask(t, http.MethodGet, blob, "Origin", "https://page.example"); got.code != http.StatusForbidden {
+		t.Errorf("a page in a browser: %d", got.code)
+	}
 	if got := d.ask(t, http.MethodGet, ""); got.code != http.StatusOK && got.code != http.StatusUnauthorized {
 		t.Errorf("the door itself: %d", got.code)
 	}
