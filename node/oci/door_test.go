@@ -316,7 +316,7 @@ func TestPrivateStaysPrivate(t *testing.T) {
 			m := evil.image(t, "app", "1", 10)
 			text := fmt.Appendf(nil, `{"schemaVersion":2,"config":{"digest":%q,"size":2},"layers":[{"digest":%q,"size":%d}]}`, m.Digest, secret, len(layers[1]))
 			evil.hooked(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-				body := []byte{}
+				var body []byte
 				if strings.Contains(r.URL.Path, "/manifests/") {
 					body = text
 					w.Header().Set("Docker-Content-Digest", string(digest.FromBytes(text)))
