@@ -20,7 +20,7 @@ func (c *nodeCmd) doorOfImages() (oci.Terms, error) {
 		return terms, nil
 	}
 	if host, _, err := net.SplitHostPort(c.OCI); err != nil || !api.IsLoopback(host) {
-		return terms, fmt.Errorf("%w: --oci %q: want HOST:PORT of loopback, as 127.0.0.1:5050: whoever reaches it reads what was pushed", ask.ErrUsage, c.OCI)
+		return terms, fmt.Errorf("%w: --oci %q: want HOST:PORT of loopback, as 127.0.0.1:5050: whoever reaches it reads what it serves", ask.ErrUsage, c.OCI)
 	}
 	for _, text := range c.OCIUpstream {
 		name, at, given := strings.Cut(text, "=")

@@ -41,7 +41,7 @@ func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (it
 		return item{}, err
 	}
 	switch {
-	case open == pushed || open == everybody && (isAway(err) || p.Registry == ""):
+	case open == brought || open == everybody && (isAway(err) || p.Registry == ""):
 	case isAway(err) && d.known.mayRead(p, credential, proofKept):
 	case isAway(err) && d.known.challenge(p) != "":
 		return item{}, &refusal{d.known.challenge(p)}
@@ -79,7 +79,7 @@ type access string
 const (
 	everybody access = "everybody" // the registry let it be read without a credential
 	some      access = "some"      // it wanted one
-	pushed    access = "pushed"    // there is no registry to ask
+	brought   access = "brought"   // an operator has brought it into the mesh
 )
 
 // remembered looks for what stands under a reference without the registry: here, in the trees of the

@@ -16,9 +16,10 @@
 // whether everybody may read it. Trees are of scope mesh, those of what is not everybody's of the
 // farm. A member that may publish does it, first the one that rendezvous picks for the name.
 //
-// Who may read what: of a registry's repository what the registry lets the same credential read,
-// asked anew after a minute; while it is away what it let everybody read, or this credential within
-// a day. A blob is one of the repository that it is asked of, or absent: knowing a digest is no
-// right to it, and what is not everybody's is kept apart for each repository, so that another one, of
-// whose manifests one may write oneself, does not lead to it. What was pushed here is for all who reach the door, which is on loopback alone.
+// Who may read what: of a registry's repository what the registry lets the same credential read, asked
+// anew after a minute; while it is away what it let everybody read, or this credential within a day. A
+// blob is one of the repository that it is asked of, or absent: knowing a digest is no right to it, and
+// what is not everybody's is kept apart for each repository, so that another one, of whose manifests one
+// may write oneself, does not lead to it. What an operator has imported as such a tree is for all who
+// reach the door, which is on loopback alone.
 package oci

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -89,6 +90,7 @@ type Door struct {
 	trees     *lru.Cache[string, *opened]
 	server    http.Handler
 	requests  *semaphore.Weighted
+	flights   *semaphore.Weighted
 	publishes publishes
 	bytes     *prometheus.CounterVec // that came, by source
 
@@ -106,7 +108,7 @@ func New(cfg Config) (*Door, error) {
 		return nil, nil
 	}
 	err := os.MkdirAll(cfg.Dir, 0o700)
-	d := &Door{cfg: cfg, requests: semaphore.NewWeighted(requestsMax)}
+	d := &Door{cfg: cfg, requests: semaphore.NewWeighted(requestsMax), flights: semaphore.NewWeighted(flightsMax)}
 	d.bytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "grange_oci_bytes_total", Help: "Bytes of blobs that came, by where from."}, []string{"source"})
 	d.running, d.stop = context.WithCancel(context.Background())
 	if cfg.Quota <= 0 {
@@ -184,6 +186,10 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer d.requests.Release(1)
+	if host, _, err := net.SplitHostPort(r.Host); err != nil || host != "localhost" && !net.ParseIP(host).IsLoopback() || r.Header.Get("Origin") != "" {
+		d.writeError(w, r, ociregistry.ErrDenied) // a page in a browser, under a name of its own for this host
+		return
+	}
 	a := asker{r.URL.Query().Get("ns"), r.Header.Get("Authorization")}
 	if a.registry == d.cfg.Address {
 		a.registry = ""

@@ -316,7 +316,7 @@ func TestPrivateStaysPrivate(t *testing.T) {
 			m := evil.image(t, "app", "1", 10)
 			text := fmt.Appendf(nil, `{"schemaVersion":2,"config":{"digest":%q,"size":2},"layers":[{"digest":%q,"size":%d}]}`, m.Digest, secret, len(layers[1]))
 			evil.hooked(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-				body := []byte{}
+				var body []byte
 				if strings.Contains(r.URL.Path, "/manifests/") {
 					body = text
 					w.Header().Set("Docker-Content-Digest", string(digest.FromBytes(text)))
@@ -414,6 +414,9 @@ func TestPartsAndNonsense(t *testing.T) {
 		if got := d.ask(t, http.MethodGet, path); got.code < 400 || got.code >= 500 {
 			t.Errorf("%s: %d %s", path, got.code, got.body)
 		}
+	}
+	if got := d.ask(t, http.MethodGet, blob, "Origin", "https://page.example"); got.code != http.StatusForbidden {
+		t.Errorf("a page in a browser: %d", got.code)
 	}
 	if got := d.ask(t, http.MethodGet, ""); got.code != http.StatusOK && got.code != http.StatusUnauthorized {
 		t.Errorf("the door itself: %d", got.code)

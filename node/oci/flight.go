@@ -35,8 +35,13 @@ func (d *Door) bring(ctx context.Context, p place, it item, credential string) (
 	go func() {
 		defer d.work.Done()
 		defer x.close()
-		f := flight{d, p, it, credential, x}
-		if err := f.run(d.running); err != nil {
+		err := d.flights.Acquire(d.running, 1)
+		if err == nil {
+			f := flight{d, p, it, credential, x}
+			err = f.run(d.running)
+			d.flights.Release(1)
+		}
+		if err != nil {
 			d.blobs.fail(x, err)
 		}
 	}()

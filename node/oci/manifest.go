@@ -15,8 +15,6 @@ const (
 	octets = "application/octet-stream"
 	// namesMax bounds what one manifest names: those of large images have some hundred.
 	namesMax = 4096
-	// The older types of the same, by docker.
-	dockerIndex, dockerManifest = "application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json"
 )
 
 // manifest is what both images and indexes have, as far as others are named in it.

@@ -41,8 +41,6 @@ type image struct {
 	Top   item          `cbor:"top"`
 	Image digest.Digest `cbor:"image"`
 	Size  int64         `cbor:"size"`
-	// Access is of what was pushed here; else it is found out.
-	Access access `cbor:"access,omitempty"`
 }
 
 // publishes are those that this node has asked for lately.
@@ -117,7 +115,7 @@ func (d *Door) askPublish(ctx context.Context, q image) error {
 }
 
 func (d *Door) callPublish(ctx context.Context, id peer.ID, q image) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout+headTimeout)
 	defer cancel()
 	_, err := ask[image, struct{}](ctx, d, id, publishMethod, q)
 	return err
@@ -139,6 +137,9 @@ func (d *Door) publish(ctx context.Context, q image) error {
 			return nil
 		}
 	}
+	if err := d.confirm(ctx, q); err != nil {
+		return err
+	}
 	_, err = d.cfg.Operations.StartQueued(publishKind, name, func(ctx context.Context, op *operations.Operation) error {
 		return d.store(ctx, op, name, q)
 	})
@@ -149,58 +150,49 @@ func (d *Door) publish(ctx context.Context, q image) error {
 func (d *Door) store(ctx context.Context, op *operations.Operation, name string, q image) error {
 	d.publishes.storing.Lock() // each takes the disk and the line
 	defer d.publishes.storing.Unlock()
-	who, err := d.accessOf(ctx, q)
-	if err != nil {
-		return err
-	}
 	stage, err := os.MkdirTemp(d.cfg.Dir, "stage-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(stage)
-	if err := d.fill(ctx, stage, q, who); err != nil {
+	if err := d.fill(ctx, stage, q); err != nil {
 		return fmt.Errorf("publish %q: %w", name, err)
 	}
-	scope := content.Mesh()
-	if who == some {
-		scope = content.Farm(d.cfg.Farm)
-	}
-	body, _, err := d.cfg.Library.Stow(ctx, op, images.ToStow{Dir: stage, Scope: scope})
+	body, _, err := d.cfg.Library.Stow(ctx, op, images.ToStow{Dir: stage, Scope: content.Mesh()})
 	if err == nil {
 		body.Source = name
 		err = d.cfg.Library.PublishTree(ctx, name, body)
 	}
 	if err == nil {
 		op.Update(func(v *operations.View) { v.Total = v.Done })
-		d.cfg.Log.Info("an image was published", "name", name, "digest", q.Top.Digest, "scope", scope)
+		d.cfg.Log.Info("an image was published", "name", name, "digest", q.Top.Digest)
 	}
 	return err
 }
 
-// accessOf finds out who may read an image: this node takes nobody's word that everybody may.
-func (d *Door) accessOf(ctx context.Context, q image) (access, error) {
+// confirm asks the registry, without a credential, whether the reference stands for that: this node takes nobody's word
+// for what it signs. What not everybody may read stays in the nodes' own files.
+func (d *Door) confirm(ctx context.Context, q image) error {
 	u := d.upstream(q.Place)
-	if q.Access == pushed || u == nil {
-		return q.Access, nil
+	if u == nil {
+		return fmt.Errorf("publish %s: %w: this node asks no registry for it", q.Place, content.ErrForbidden)
 	}
 	it, err := u.head(ctx, q.Place, true, q.Ref, "")
-	_, refused := errors.AsType[*refusal](err)
-	switch {
-	case refused:
-		return some, nil
-	case err == nil && it.Digest == q.Top.Digest:
-		d.known.proved(q.Place, "")
-		return everybody, nil
-	case err == nil:
-		return "", fmt.Errorf("%s stands for another image by now: %w", q.Ref, content.Stale)
-	case isAway(err) && d.known.mayRead(q.Place, "", proofKept):
-		return everybody, nil
+	if _, refused := errors.AsType[*refusal](err); refused {
+		return fmt.Errorf("publish %s: %w: not everybody may read it", q.Place, content.ErrForbidden)
 	}
-	return some, nil
+	if err != nil {
+		return fmt.Errorf("publish %s: %w: %w", q.Place, content.ErrUnavailable, err)
+	}
+	if it.Digest != q.Top.Digest {
+		return fmt.Errorf("publish %s: %s stands for another image by now: %w", q.Place, q.Ref, content.Stale)
+	}
+	d.known.proved(q.Place, "")
+	return nil
 }
 
 // fill makes an OCI layout in a folder: of the image, and of the platforms that the tree had before.
-func (d *Door) fill(ctx context.Context, dir string, q image, who access) error {
+func (d *Door) fill(ctx context.Context, dir string, q image) error {
 	blobs := filepath.Join(dir, blobsDir, string(digest.SHA256))
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return err
@@ -252,7 +244,7 @@ func (d *Door) fill(ctx context.Context, dir string, q image, who access) error 
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return d.describe(dir, q, m, who)
+	return describe(dir, q, m)
 }
 
 func (d *Door) as(q image, id digest.Digest, size int64, manifest bool) item {
@@ -282,9 +274,9 @@ func (d *Door) put(ctx context.Context, dir string, p place, it item) ([]byte, e
 }
 
 // describe writes what a layout has beside its blobs.
-func (d *Door) describe(dir string, q image, top manifest, who access) error {
+func describe(dir string, q image, top manifest) error {
 	index := ocispec.Index{
-		MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{accessNote: string(who)},
+		MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{accessNote: string(everybody)},
 		Manifests: []ocispec.Descriptor{{MediaType: top.media(), Digest: q.Top.Digest, Size: q.Top.Size, Annotations: map[string]string{ocispec.AnnotationRefName: q.Ref}}},
 	}
 	index.SchemaVersion = 2

@@ -96,7 +96,7 @@ func (t *opened) read(ctx context.Context) error {
 	m := index.Manifests[0]
 	t.top = item{Digest: m.Digest, Size: m.Size, Media: m.MediaType, Manifest: true}
 	if t.access = access(index.Notes[accessNote]); t.access != everybody && t.access != some {
-		t.access = pushed // an operator has brought it in
+		t.access = brought // an operator has brought it in
 	}
 	return nil
 }

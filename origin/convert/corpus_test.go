@@ -338,7 +338,7 @@ var refusals = []string{
 	`disk with holes in PAX: echo >a.ovf; cp --sparse=always raw a.img; head -c 20M /dev/urandom >a.iso; tar --format=pax -Scf it a.ovf a.img a.iso: holes`,
 	`no disk: echo >a.ovf; tar -cf it a.ovf: 0 disks`,
 	`xva: echo >ova.xml; tar -cf it ova.xml: XenServer`,
-	`container: echo >oci-layout; tar -cf it oci-layout: docker export`,
+	`container: echo >oci-layout; tar -cf it oci-layout: manifest.json`,
 	`cut tar: cp raw a; cp raw b; tar -b1 -cf it a b; truncate -s -1024 it: end is missing`,
 	`cut tar of one: cp raw a; tar -b1 -cf it a; truncate -s -5000 it: cut short`,
 	`cut old tar: cp raw a; tar --format=v7 -b1 -cf it a; truncate -s -5000 it: cut short`,
