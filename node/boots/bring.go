@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// windowLeast is what of a list is on its way at first, in bytes as stored: some runs, each by a connection of its own, as
-	// one that is fresh takes a round trip each time that it doubles what it carries. windowMost is what it grows to: what a
-	// line of 1 Gbit/s carries in 120 ms.
-	windowLeast, windowMost = 4 << 20, 16 << 20
+	// windowFirst is what of a list is on its way at first, in bytes as stored: three requests, each by a connection of its
+	// own, as one that is fresh takes a round trip each time that it doubles what it carries. windowMost is what it grows to,
+	// which a line of 1 Gbit/s carries in 120 ms, and windowLeast what it has on a slow one.
+	windowFirst, windowLeast, windowMost = 8 << 20, 5 << 20, 16 << 20
 	// windowTime is for how long what is on its way keeps the line busy: some round trips of a store that is far away. A line
 	// that is slow has no more, so that what comes first is what is wanted first.
 	windowTime = 300 * time.Millisecond
@@ -32,7 +32,7 @@ type window struct {
 	came  int
 }
 
-func newWindow() *window { return &window{size: windowLeast} }
+func newWindow() *window { return &window{size: windowFirst} }
 
 // landed notes that so many bytes have come.
 func (w *window) landed(n int, now time.Time) {
