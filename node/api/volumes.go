@@ -234,6 +234,9 @@ func (s *Server) take(a huma.API, vols *volumes.Volumes) {
 		if in.Body != nil {
 			spec.Label = in.Body.Label
 		}
+		if here, _ := vols.Get(in.Name); here.Device == "" { // the node that has it alone can make haste, and answers when it is durable
+			spec.Wait = in.Wait
+		}
 		v, err := vols.Snapshot(ctx, in.Name, spec)
 		if err != nil {
 			return nil, err

@@ -61,7 +61,7 @@ func dataTravels(t *testing.T, hosts []*host) {
 		at := c.begin(a)
 		sum := must(t, "head -c 5000000 /dev/urandom >"+at+"/file && sha256sum <"+at+"/file")
 		wants(t, c.attach(b), codes.FailedPrecondition, a.id)
-		wants(t, c.mount(b), codes.FailedPrecondition, "a has it")
+		wants(t, c.mount(b), codes.FailedPrecondition, "of farm lyon has it")
 		_, err := b.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: c.id})
 		wants(t, err, codes.FailedPrecondition, "")
 		_, err = a.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: c.id})
