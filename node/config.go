@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/node/oci"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -72,6 +73,8 @@ type Config struct {
 	// NoOrigin are the names whose content is read from members alone: of images and tags,
 	// and where no kind is said of volumes.
 	NoOrigin []follow.Pattern
+	// OCI are the terms of the door for container runtimes.
+	OCI oci.Terms
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
 	// setup.IOTimeoutDefault.
 	IOTimeout time.Duration

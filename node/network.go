@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/oci"
 	"github.com/grangemesh/grange/node/profile"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
@@ -210,6 +211,9 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	}
 	if x.n.Volumes != nil && strings.HasPrefix(method, volumes.CallPrefix) {
 		return x.n.Volumes.Answer(ctx, from.Identity, method, body)
+	}
+	if strings.HasPrefix(method, oci.CallPrefix) {
+		return x.n.Door.Answer(ctx, from, method, body)
 	}
 	return x.n.Membership.Call(ctx, from, method, body)
 }

@@ -73,14 +73,14 @@ func anyNode(t *testing.T) http.Handler {
 // arguments of each command that needs some.
 func arguments(t *testing.T, key string) map[string][]string {
 	return map[string][]string{
-		"tree import": {"x", t.TempDir()}, "tree show": {"x"}, "tree tag": {"x", "y"}, "tree warm": {"x"}, "tree pin": {"x"}, "tree unpin": {"x"}, "tree verify": {"x"}, "tree mount": {"x", t.TempDir()},
+		"tree import": {"x", t.TempDir()}, "tree show": {"x"}, "tree tag": {"x", "y"}, "tree warm": {"x"}, "tree pin": {"x"}, "tree unpin": {"x"}, "tree verify": {"x"}, "tree mount": {"x", "/proc"},
 		"tree unmount": {t.TempDir()}, "tree export": {"x", t.TempDir()}, "tree rm": {"x"}, "image import": {"x", "/dev/null", "--profile"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image profile": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
 		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x", "--purge"},
 		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
 		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},
 		"instance provision": {"x"}, "instance hibernate": {"x"}, "instance wake": {"x"}, "instance deprovision": {"x"}, "instance obliterate": {"x"}, "instance show": {"x"}, "instance logs": {"x"},
 		"origin copy": {"file:///copy"}, "cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "operation pause": {"2"}, "operation resume": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
-		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"}, "why": {"x"}, "ping": {"x"}, "support": {filepath.Join(t.TempDir(), "support.tar.gz")},
+		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"}, "why": {"x"}, "ping": {"x"}, "completion": {"bash"}, "support": {filepath.Join(t.TempDir(), "support.tar.gz")},
 	}
 }
 
@@ -110,7 +110,7 @@ func TestEveryCommandSpeaksJSON(t *testing.T) {
 			switch {
 			case out == "":
 				t.Errorf("%s: nothing is said; %s", name, complaint)
-			case asJSON && !json.Valid([]byte(out)) && name != "instance logs": // whose document is a text
+			case asJSON && !json.Valid([]byte(out)) && name != "instance logs" && name != "completion": // whose documents are texts
 				t.Errorf("%s --json: %q; %s", name, out, complaint)
 			}
 		}
@@ -194,12 +194,12 @@ func TestErrorsAreWrapped(t *testing.T) {
 func TestLogForPeople(t *testing.T) {
 	var b bytes.Buffer
 	var kept recent
-	logFlags{}.open(&b, &kept).Info("serving", "node", "x y")
+	logFlags{}.open(new(cli), &b, &kept).Info("serving", "node", "x y")
 	if text := b.String(); !strings.HasSuffix(text, " INF serving node=\"x y\"\n") {
 		t.Errorf("%q", text)
 	}
 	b.Reset()
-	log := logFlags{LogFormat: "json", LogLevel: slog.LevelWarn}.open(&b, &kept)
+	log := logFlags{LogFormat: "json", LogLevel: slog.LevelWarn}.open(new(cli), &b, &kept)
 	log.Info("below the level")
 	log.Warn("origin", "url", "https://user:hunter2@store/", "err", errors.New("token=hunter2 is refused"))
 	if text := b.String(); !json.Valid(b.Bytes()) || strings.Contains(text, "hunter2") || !strings.Contains(text, "@store/") {

@@ -97,13 +97,13 @@ func TestManual(t *testing.T) {
 		t.Fatal(complaint)
 	}
 	for _, leaf := range leaves(t) {
-		name := "grange-" + strings.Fields(leaf.Path())[1]
+		name := "grange-" + strings.Fields(leaf.Path())[0]
 		page, err := os.ReadFile(filepath.Join(dir, name+".1"))
 		if err != nil {
 			t.Error(err)
 			continue
 		}
-		for _, want := range []string{`.TH "GRANGE\-`, ".SH \"NAME\"", strings.ReplaceAll(leaf.Path(), "-", `\-`)} {
+		for _, want := range []string{`.TH "GRANGE\-`, ".SH \"NAME\"", strings.ReplaceAll(leaf.FullPath(), "-", `\-`)} {
 			if !strings.Contains(string(page), want) {
 				t.Errorf("%s lacks %q", name, want)
 			}

@@ -21,7 +21,13 @@ type logFlags struct {
 }
 
 // open logs to w, and to also the same as JSON, unless that is nil.
-func (f logFlags) open(w, also io.Writer) *slog.Logger {
+func (f logFlags) open(app *cli, w, also io.Writer) *slog.Logger {
+	if app.Verbose {
+		f.LogLevel = min(f.LogLevel, slog.LevelDebug)
+	}
+	if app.JSON {
+		f.LogFormat = "json"
+	}
 	options := &slog.HandlerOptions{Level: f.LogLevel, ReplaceAttr: printed}
 	all := []slog.Handler{forPeople(w, options)}
 	if f.LogFormat == "json" {

@@ -80,14 +80,8 @@ func (c *memberFlags) config(app *cli, std ask.Stdio) (cfg node.Config, err erro
 	if err != nil {
 		return cfg, err
 	}
-	if app.Verbose {
-		c.LogLevel = min(c.LogLevel, slog.LevelDebug)
-	}
-	if app.JSON {
-		c.LogFormat = "json"
-	}
 	c.recent = new(recent)
-	log := c.open(std.Err, c.recent)
+	log := c.open(app, std.Err, c.recent)
 	return node.Config{
 		Dir: app.Data, Join: token, Name: c.Name, Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap,
 		Quota: int64(c.Quota), Follow: c.Follow, Version: version(), Log: log,

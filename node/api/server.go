@@ -53,6 +53,7 @@ type Server struct {
 	token         string
 	socket        net.Listener
 	tcp           net.Listener
+	oci           net.Listener // of the door for container runtimes, nil without
 }
 
 // goroutinesMax bounds what is said of goroutines, in bytes: of ten thousand and more.

@@ -34,5 +34,6 @@ ln -s /proc/self/fd dev/fd
 pivot_root . mnt
 mount --make-rprivate /mnt
 umount -l /mnt
+mount --make-rshared / # as systemd leaves it on a host of its own
 exec env -i container=grange PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --show-status=0 --log-target=journal systemd.unit=multi-user.target
 ' machine "$root" "$dir" "$shared"

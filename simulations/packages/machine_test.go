@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -56,7 +59,7 @@ func bootMachine(t *testing.T, shared string) *machine {
 	t.Cleanup(func() {
 		holder.Process.Kill()
 		holder.Wait() // it was killed, which is no news
-		exec.Command("bash", "-c", fmt.Sprintf("c=$(echo /sys/fs/cgroup{/unified,}/grange-packages-%d); until find $c -depth -type d -delete 2>/dev/null || [ ! -e \"${c%%%% *}\" ]; do read -rt 0.1 <> <(:) || :; done", holder.Process.Pid)).Run()
+		leave(t, fmt.Sprintf("grange-packages-%d", holder.Process.Pid))
 	})
 	m := &machine{}
 	m.until(t, "systemd runs", bootTimeout, func() error {
@@ -69,6 +72,42 @@ func bootMachine(t *testing.T, shared string) *machine {
 		return err
 	})
 	return m
+}
+
+// leave removes the control group of a machine, and those that its systemd has made, once
+// all in them have ended.
+func leave(t *testing.T, group string) {
+	t.Helper()
+	late := time.After(bootTimeout)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var found []string
+		for _, parent := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
+			if _, failed := os.Stat(filepath.Join(parent, group)); failed == nil {
+				found = append(found, filepath.Join(parent, group))
+			}
+		}
+		if len(found) == 0 {
+			return
+		}
+		var folders []string
+		err := filepath.WalkDir(found[0], func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				folders = append(folders, path)
+			}
+			return nil // it may have gone meanwhile
+		})
+		for _, folder := range slices.Backward(folders) {
+			err = errors.Join(err, os.Remove(folder))
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Errorf("%s is left: %v", found[0], err)
+			return
+		}
+	}
 }
 
 // until asks for something again and again that comes by itself.

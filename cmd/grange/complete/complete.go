@@ -4,7 +4,7 @@
 package complete
 
 import (
-	_ "embed"
+	"embed"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,24 +12,19 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// The scripts ask the program itself, so they fit each version of it.
+// scripts ask the program itself, so they fit each version of it; by go:embed.
 //
-//go:embed bash.sh
-var bash string
-
-//go:embed zsh.sh
-var zsh string
-
-//go:embed fish.fish
-var fish string
+//go:embed bash.sh zsh.sh fish.fish
+var scripts embed.FS
 
 // Script returns what a shell has to read.
 func Script(shell string) (string, error) {
-	script := map[string]string{"bash": bash, "zsh": zsh, "fish": fish}[shell]
-	if script == "" {
+	file := map[string]string{"bash": "bash.sh", "zsh": "zsh.sh", "fish": "fish.fish"}[shell]
+	if file == "" {
 		return "", fmt.Errorf("no completion for %s: there is one for bash, zsh and fish", shell)
 	}
-	return script, nil
+	script, err := scripts.ReadFile(file)
+	return string(script), err
 }
 
 // Candidate is what may stand in place of the last word, with what a shell says of it.

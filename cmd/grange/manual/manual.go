@@ -89,7 +89,7 @@ func (m Manual) command(app *kong.Application, n *kong.Node) string {
 		p.flags("COMMON OPTIONS", n)
 	}
 	for _, leaf := range leaves {
-		heading := strings.ToUpper(strings.TrimPrefix(leaf.Path(), app.Name+" "+n.Name))
+		heading := strings.ToUpper(strings.TrimPrefix(leaf.Path(), n.Name+" "))
 		if leaf == n {
 			heading = "OPTIONS"
 		} else {
@@ -108,7 +108,7 @@ func (m Manual) command(app *kong.Application, n *kong.Node) string {
 }
 
 func synopsis(n *kong.Node) string {
-	out := n.Path()
+	out := n.FullPath()
 	if len(n.Flags) > 0 {
 		out += " [OPTIONS]"
 	}
