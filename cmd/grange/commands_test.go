@@ -208,8 +208,8 @@ func TestLogForPeople(t *testing.T) {
 	if text := string(kept.text()); strings.Count(text, "\n") != 2 || strings.Contains(text, "hunter2") {
 		t.Errorf("%s", text)
 	}
-	for i := range 3 * recentMax / 100 {
-		log.Warn(strings.Repeat("x", 100), "line", i)
+	for i := range 3 * recentMax / 1000 {
+		log.Warn(strings.Repeat("x", 1000), "line", i)
 	}
 	switch text := kept.text(); {
 	case len(text) < recentMax/2 || len(text) > 2*recentMax+1000 || text[0] != '{':

@@ -32,7 +32,7 @@ const value = `("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'&;,}\]]+)`
 
 var (
 	named  = regexp.MustCompile(`(?i)` + words)
-	userIn = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s"'<>]*@`)
+	userIn = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s"'<>]*(?P<at>@)`)
 	pem    = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|$)`)
 	tokens = regexp.MustCompile(`grange1[A-Za-z0-9_-]{16,}|AGE-SECRET-KEY-1[A-Z0-9]+|\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]+`)
 	bearer = regexp.MustCompile(`(?i)\b(authorization["']?\s*[:=]\s*["']?|bearer\s+|basic\s+)((?:bearer|basic|aws4-hmac-sha256)\s+)?[^\s"',;]+(?:,\s*\w+=[^\s"',;]+)*`)
@@ -46,13 +46,29 @@ var (
 
 // Hide takes out what looks like a secret.
 func Hide(text string) string {
-	for _, is := range []struct {
-		pattern *regexp.Regexp
-		instead string
-	}{{pem, Removed}, {tokens, Removed}, {userIn, "${1}" + Removed + "@"}, {bearer, "${1}" + Removed}, {assigned, "${1}" + Removed}, {quoted, "${1}" + Removed}, {ofLine, "${1}" + Removed}} {
-		text = is.pattern.ReplaceAllString(text, is.instead)
+	if strings.Contains(text, "-----BEGIN") {
+		text = pem.ReplaceAllString(text, Removed)
 	}
-	return text
+	if !suspect(text) {
+		return text
+	}
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		if suspect(line) {
+			for _, p := range []*regexp.Regexp{userIn, bearer, assigned, quoted, ofLine} {
+				line = p.ReplaceAllString(line, "${1}"+Removed+"${at}")
+			}
+			line = tokens.ReplaceAllString(line, Removed)
+		}
+		out.WriteString(line)
+	}
+	return out.String()
+}
+
+// suspect tells a text that may have a secret from the most, which are not looked at closely:
+// a log has many lines.
+func suspect(text string) bool {
+	return strings.ContainsAny(text, "=@:%") || slices.ContainsFunc([]string{"grange1", "AGE-SECRET", "AKIA", "ASIA", "eyJ", "earer", "asic", "EARER", "ASIC"}, func(s string) bool { return strings.Contains(text, s) })
 }
 
 // IsName reports whether what is called so is a secret.
