@@ -163,6 +163,9 @@ var homes = []struct{ dependency, home string }{
 	{"github.com/danielgtaylor/huma", "node/api"},
 	{"github.com/alecthomas/kong", "cmd/grange"},
 	{"github.com/RoaringBitmap/roaring", "origin/content"},
+	{"go.opentelemetry.io/otel/sdk", "cmd/grange/traces"},
+	{"go.opentelemetry.io/otel/exporters", "cmd/grange/traces"},
+	{"go.opentelemetry.io/otel/propagation", "node/spans"},
 }
 
 func TestHeavyDependenciesHaveOneHome(t *testing.T) {

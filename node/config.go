@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/seed"
+	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
@@ -83,6 +84,8 @@ type Config struct {
 	Flusher   error
 	Instances Instances
 	Upkeep    Upkeep
+	// Spans are told what reads wait for; nil is not.
+	Spans *spans.Spans
 	// Version is shown to users.
 	Version string
 	Now     func() time.Time

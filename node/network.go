@@ -55,7 +55,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.fetch, err = fetch.New(fetch.Config{
 		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
 		Identity: n.Membership.Identity(), Verifier: n.verifier, Announce: n.Membership.Announce,
-		Introduce: n.introduced, Serves: n.serves, Served: n.served, HoldsOnly: n.allowance != nil, NoOrigin: n.cfg.noOrigin, IOTimeout: n.cfg.IOTimeout, Now: n.cfg.Now, Log: n.cfg.Log,
+		Introduce: n.introduced, Serves: n.serves, Served: n.served, HoldsOnly: n.allowance != nil, NoOrigin: n.cfg.noOrigin, IOTimeout: n.cfg.IOTimeout, Spans: n.cfg.Spans, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

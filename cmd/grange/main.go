@@ -80,6 +80,7 @@ type cli struct {
 	Status    statusCmd               `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
 	Why       volume.Why              `cmd:"" help:"Say what the slowest reads of a volume waited for."`
 	Ping      pingCmd                 `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
+	Support   supportCmd              `cmd:"" help:"Gather what a report of a fault needs into one file, without secrets."`
 	Doctor    doctorCmd               `cmd:"" help:"Look for what would stop a node from working here."`
 
 	Completion completionCmd `cmd:"" help:"Print what has a shell complete commands, flags, and the names that the node knows."`

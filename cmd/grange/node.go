@@ -65,7 +65,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCal
 		return err
 	}
 	defer doors.close()
-	opener := originOpener{log: log, verbose: app.Verbose}
+	opener := originOpener{log: log, verbose: log.Enabled(ctx, slog.LevelDebug)}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
 	cfg.Instances, cfg.Upkeep = c.Instance.Config(), c.Upkeep.Config()
 	cfg.Instances.Lower = instance.Lower(cfg.Dir)

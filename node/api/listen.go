@@ -57,11 +57,21 @@ func isTrusted(ctx context.Context) bool {
 // done; then it lets requests in hand end.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(unrouted(s.mux), true)) })
+	routes := s.cfg.Spans.Serve(unrouted(s.mux), s.cfg.Node.Operations, s.traced)
+	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(routes, true)) })
 	if s.tcp != nil {
-		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(unrouted(s.mux), false)) })
+		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(routes, false)) })
 	}
 	return group.Wait()
+}
+
+// traced is what a request is called in traces: those of the operator alone are.
+func (s *Server) traced(r *http.Request) string {
+	_, pattern := s.mux.Handler(r)
+	if !isTrusted(r.Context()) {
+		return ""
+	}
+	return pattern
 }
 
 // Listen opens the listeners, so that an address in use is found before

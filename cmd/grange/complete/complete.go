@@ -4,33 +4,20 @@
 package complete
 
 import (
-	_ "embed"
-	"fmt"
+	"embed"
 	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
 )
 
-// The scripts ask the program itself, so they fit each version of it.
+// scripts are by shell; they ask the program itself, so they fit each version of it. By go:embed.
 //
-//go:embed bash.sh
-var bash string
+//go:embed grange.bash grange.zsh grange.fish
+var scripts embed.FS
 
-//go:embed zsh.sh
-var zsh string
-
-//go:embed fish.fish
-var fish string
-
-// Script returns what a shell has to read.
-func Script(shell string) (string, error) {
-	script := map[string]string{"bash": bash, "zsh": zsh, "fish": fish}[shell]
-	if script == "" {
-		return "", fmt.Errorf("no completion for %s: there is one for bash, zsh and fish", shell)
-	}
-	return script, nil
-}
+// Script returns what a shell, bash, zsh or fish, has to read.
+func Script(shell string) ([]byte, error) { return scripts.ReadFile("grange." + shell) }
 
 // Candidate is what may stand in place of the last word, with what a shell says of it.
 type Candidate struct{ Word, Help string }
@@ -138,18 +125,17 @@ func values(v *kong.Value, before string) (out []Candidate) {
 	return out
 }
 
-// kind is that of what is named here, "" for what does not exist yet, and files.
+// kind is that of what is named here, as the API has it in its paths, less their s; "" for what does not exist yet, and files.
 func (l *line) kind() string {
 	group, command := l.node.Parent.Name, l.node.Name
-	if slices.Contains([]string{"import", "create"}, command) || l.given > 0 && command+group != "movevolume" {
-		return ""
-	}
 	switch {
-	case l.given > 0 || group == "mesh" || command == "ping":
-		return "members"
-	case command == "why" || command+group == "lssnapshot":
+	case command+group == "movevolume" && l.given == 1, group == "mesh", command == "ping":
+		return "member"
+	case l.given > 0, command == "import", command == "create", command == "support":
+		return ""
+	case command == "why", command+group == "lssnapshot":
 		return "volume"
-	case group == "grange":
+	case l.node.Parent.Parent == nil:
 		return "image"
 	}
 	return group
