@@ -129,7 +129,7 @@ func values(v *kong.Value, before string) (out []Candidate) {
 func (l *line) kind() string {
 	group, command := l.node.Parent.Name, l.node.Name
 	switch {
-	case command+group == "movevolume" && l.given == 1, group == "mesh", command == "ping":
+	case command+group == "movevolume" && l.given == 1, command+group == "revokemesh", command == "ping":
 		return "member"
 	case l.given > 0, command == "import", command == "create", command == "support":
 		return ""
