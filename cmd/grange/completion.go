@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -23,7 +22,7 @@ type completionCmd struct {
 func (c *completionCmd) Run(std ask.Stdio) error {
 	script, err := complete.Script(c.Shell)
 	if err == nil {
-		_, err = io.WriteString(std.Out, script)
+		_, err = std.Out.Write(script)
 	}
 	return err
 }
@@ -56,16 +55,11 @@ func (c *completeCmd) Run(ctx context.Context, k *kong.Kong, app *ask.Node, std 
 
 // namesOf asks the node; one that does not answer has none.
 func namesOf(ctx context.Context, app *ask.Node, kind string) (out []string) {
-	path := map[string]string{
-		"image": "images", "tree": "trees", "volume": "volumes", "snapshot": "snapshots", "instance": "instances",
-		"operation": "operations", "token": "tokens", "members": "members",
-	}[kind]
 	var found []struct {
 		Snapshot string `json:"snapshot_id"`
-		Name     string `json:"name"`
-		ID       string `json:"id"`
+		Name, ID string
 	}
-	if path == "" || app.Ask(ctx, "GET", "/api/"+path, nil, &found) != nil {
+	if kind == "" || app.Ask(ctx, "GET", "/api/"+kind+"s", nil, &found) != nil {
 		return nil
 	}
 	for _, x := range found {
@@ -80,16 +74,13 @@ type manualCmd struct {
 }
 
 func (c *manualCmd) Run(k *kong.Kong) error {
-	m := manual.Manual{Version: "grange", About: [][2]string{
-		{"FILES", "/etc/grange/grange.yaml: settings, by the names of flags.\n\n/var/lib/grange: the data of a node."},
-		{"EXIT STATUS", "0 when done, 1 when not, 2 for a command line that makes no sense."},
-	}}
+	date := ""
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
-			if s.Key == "vcs.time" && len(s.Value) >= len(time.DateOnly) {
-				m.Date = s.Value[:len(time.DateOnly)]
+			if s.Key == "vcs.time" { // the commit's, so that pages are the same each time
+				date, _, _ = strings.Cut(s.Value, "T")
 			}
 		}
 	}
-	return m.Write(k.Model, c.Dir)
+	return manual.Write(k.Model, c.Dir, date)
 }

@@ -5,27 +5,19 @@ package complete
 
 import (
 	"embed"
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
 )
 
-// scripts ask the program itself, so they fit each version of it; by go:embed.
+// scripts are by shell; they ask the program itself, so they fit each version of it. By go:embed.
 //
-//go:embed bash.sh zsh.sh fish.fish
+//go:embed grange.bash grange.zsh grange.fish
 var scripts embed.FS
 
-// Script returns what a shell has to read.
-func Script(shell string) (string, error) {
-	file := map[string]string{"bash": "bash.sh", "zsh": "zsh.sh", "fish": "fish.fish"}[shell]
-	if file == "" {
-		return "", fmt.Errorf("no completion for %s: there is one for bash, zsh and fish", shell)
-	}
-	script, err := scripts.ReadFile(file)
-	return string(script), err
-}
+// Script returns what a shell, bash, zsh or fish, has to read.
+func Script(shell string) ([]byte, error) { return scripts.ReadFile("grange." + shell) }
 
 // Candidate is what may stand in place of the last word, with what a shell says of it.
 type Candidate struct{ Word, Help string }
@@ -133,18 +125,17 @@ func values(v *kong.Value, before string) (out []Candidate) {
 	return out
 }
 
-// kind is that of what is named here, "" for what does not exist yet, and files.
+// kind is that of what is named here, as the API has it in its paths, less their s; "" for what does not exist yet, and files.
 func (l *line) kind() string {
 	group, command := l.node.Parent.Name, l.node.Name
-	if slices.Contains([]string{"import", "create"}, command) || l.given > 0 && command+group != "movevolume" {
-		return ""
-	}
 	switch {
-	case l.given > 0 || group == "mesh" || command == "ping":
-		return "members"
-	case command == "why" || command+group == "lssnapshot":
+	case command+group == "movevolume" && l.given == 1, command+group == "revokemesh", command == "ping":
+		return "member"
+	case l.given > 0, command == "import", command == "create", command == "support":
+		return ""
+	case command == "why", command+group == "lssnapshot":
 		return "volume"
-	case group == "grange":
+	case l.node.Parent.Parent == nil:
 		return "image"
 	}
 	return group

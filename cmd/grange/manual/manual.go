@@ -11,153 +11,115 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Manual is what the model does not say.
-type Manual struct {
-	Date, Version string
-	// About are sections of the page of the whole, as pairs of a heading and a text.
-	About [][2]string
-}
-
-// Write writes the pages into a folder.
-func (m Manual) Write(app *kong.Application, dir string) error {
-	pages := map[string]string{app.Name: m.whole(app)}
-	for _, n := range app.Children {
-		if !n.Hidden {
-			pages[app.Name+"-"+n.Name] = m.command(app, n)
-		}
-	}
-	for name, text := range pages {
-		if err := os.WriteFile(filepath.Join(dir, name+".1"), []byte(text), 0o644); err != nil {
+// Write writes the pages into a folder; the date stands at their feet.
+func Write(app *kong.Application, dir, date string) error {
+	for _, n := range append([]*kong.Node{app.Node}, visible(app.Node)...) {
+		name := strings.ReplaceAll(n.FullPath(), " ", "-")
+		if err := os.WriteFile(filepath.Join(dir, name+".1"), []byte(page(n, name, date)), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// page is one that is being written, as roff.
-type page struct{ strings.Builder }
+func visible(n *kong.Node) (out []*kong.Node) {
+	for _, child := range n.Children {
+		if !child.Hidden {
+			out = append(out, child)
+		}
+	}
+	return out
+}
 
-func (m Manual) begin(name, summary string) *page {
-	p := &page{}
-	p.macro("TH", strings.ToUpper(name), "1", m.Date, m.Version, "grange manual")
+func page(n *kong.Node, name, date string) string {
+	var p roff
+	summary, more, _ := strings.Cut(n.Help, "\n\n")
+	p.macro("TH", strings.ToUpper(name), "1", date, "grange", "grange manual")
 	p.macro("SH", "NAME")
 	p.text(name + " - " + strings.TrimSuffix(summary, "."))
-	return p
-}
-
-func (m Manual) whole(app *kong.Application) string {
-	summary, more, _ := strings.Cut(app.Help, "\n\n")
-	p := m.begin(app.Name, summary)
 	p.macro("SH", "SYNOPSIS")
-	p.text(app.Name + " COMMAND ...")
-	p.macro("SH", "DESCRIPTION")
-	p.text(more)
-	p.macro("SH", "COMMANDS")
-	var pages []string
-	for _, n := range app.Children {
-		if !n.Hidden {
-			p.item(app.Name+" "+n.Name, n.Help)
-			pages = append(pages, app.Name+"-"+n.Name+"(1)")
-		}
-	}
-	p.flags("OPTIONS", app.Node)
-	for _, section := range m.About {
-		p.macro("SH", section[0])
-		p.text(section[1])
-	}
-	p.macro("SH", "SEE ALSO")
-	p.text(strings.Join(pages, ", "))
-	return p.String()
-}
-
-func (m Manual) command(app *kong.Application, n *kong.Node) string {
-	p := m.begin(app.Name+"-"+n.Name, n.Help)
 	leaves := n.Leaves(true)
-	if len(leaves) == 0 {
+	switch {
+	case n.Parent == nil:
+		p.text(n.Name + " COMMAND ...")
+		leaves = nil
+	case len(leaves) == 0:
 		leaves = []*kong.Node{n}
 	}
-	p.macro("SH", "SYNOPSIS")
-	for i, leaf := range leaves {
-		if i > 0 {
-			p.macro("br")
-		}
+	for _, leaf := range leaves {
 		p.text(synopsis(leaf))
+		p.macro("br")
 	}
 	p.macro("SH", "DESCRIPTION")
-	p.text(strings.TrimSpace(n.Help + "\n\n" + n.Detail))
-	if len(n.Children) > 0 {
-		p.flags("COMMON OPTIONS", n)
-	}
+	p.text(strings.TrimSpace(summary + "\n\n" + more))
+	p.options(n)
 	for _, leaf := range leaves {
-		heading := strings.ToUpper(strings.TrimPrefix(leaf.Path(), n.Name+" "))
-		if leaf == n {
-			heading = "OPTIONS"
-		} else {
-			p.macro("SH", strings.TrimSpace(heading))
-			p.text(strings.TrimSpace(leaf.Help + "\n\n" + leaf.Detail))
-			heading = ""
+		if leaf != n {
+			p.macro("SH", strings.ToUpper(strings.TrimPrefix(leaf.Path(), n.Name+" ")))
+			p.text(leaf.Help)
+			p.options(leaf)
 		}
-		for _, arg := range leaf.Positional {
-			p.item(arg.Summary(), arg.Help)
-		}
-		p.flags(heading, leaf)
 	}
 	p.macro("SH", "SEE ALSO")
-	p.text(app.Name + "(1)")
+	also := []string{"grange(1)"}
+	if n.Parent == nil {
+		also = nil
+		for _, child := range visible(n) {
+			also = append(also, n.Name+"-"+child.Name+"(1)")
+		}
+	}
+	p.text(strings.Join(also, ", "))
 	return p.String()
 }
 
 func synopsis(n *kong.Node) string {
-	out := n.FullPath()
-	if len(n.Flags) > 0 {
-		out += " [OPTIONS]"
-	}
+	out := n.FullPath() + " [OPTIONS]"
 	for _, arg := range n.Positional {
 		out += " " + arg.Summary()
 	}
 	return out
 }
 
-// flags lists a node's own, under a heading if there is one.
-func (p *page) flags(heading string, n *kong.Node) {
+// roff is a page that is being written.
+type roff struct{ strings.Builder }
+
+// options lists a node's own arguments and flags, and what of its commands has a page.
+func (p *roff) options(n *kong.Node) {
+	for _, arg := range n.Positional {
+		p.item(arg.Summary(), arg.Help)
+	}
 	for _, f := range n.Flags {
-		if f.Hidden {
-			continue
+		if help := f.Help; !f.Hidden {
+			if len(f.Envs) > 0 {
+				help += " Environment: " + strings.Join(f.Envs, ", ") + "."
+			}
+			p.item(f.String(), help)
 		}
-		if heading != "" {
-			p.macro("SH", heading)
-			heading = ""
+	}
+	if n.Parent == nil {
+		p.macro("SH", "COMMANDS")
+		for _, child := range visible(n) {
+			p.item(n.Name+" "+child.Name, child.Help)
 		}
-		help := f.Help
-		if len(f.Envs) > 0 {
-			help += " Environment: " + strings.Join(f.Envs, ", ") + "."
-		}
-		p.item(f.String(), help)
 	}
 }
 
-func (p *page) item(term, text string) {
+func (p *roff) item(term, text string) {
 	p.macro("TP")
 	p.WriteString(`\fB` + escape(term) + `\fR` + "\n")
 	p.text(text)
 }
 
-func (p *page) macro(name string, args ...string) {
-	fmt.Fprintf(p, ".%s", name)
+func (p *roff) macro(name string, args ...string) {
+	p.WriteString("." + name)
 	for _, arg := range args {
 		fmt.Fprintf(p, " \"%s\"", strings.ReplaceAll(escape(arg), `"`, `\(dq`))
 	}
 	p.WriteString("\n")
 }
 
-// text writes paragraphs.
-func (p *page) text(text string) {
-	for i, paragraph := range strings.Split(text, "\n\n") {
-		if i > 0 {
-			p.macro("PP")
-		}
-		p.WriteString(escape(strings.TrimSpace(paragraph)) + "\n")
-	}
+func (p *roff) text(text string) {
+	p.WriteString(strings.ReplaceAll(escape(strings.TrimSpace(text)), "\n\n", "\n.PP\n") + "\n")
 }
 
 // escape has roff take text for what it is: a dash that can be copied, and no command at

@@ -32,15 +32,6 @@ const (
 	patience = 15 * time.Minute
 )
 
-// phase says whether the node can be asked.
-type phase int
-
-const (
-	opening phase = iota
-	serving
-	leaving
-)
-
 // Supervisor watches the node of this process. Safe for concurrent use.
 type Supervisor struct {
 	node  *client.Client
@@ -48,11 +39,11 @@ type Supervisor struct {
 	every time.Duration
 	poke  chan struct{} // that something has changed
 
-	mu    sync.Mutex // guards what follows, and the order of what is said
-	phase phase
-	since time.Time // when that began
-	ready bool      // that is what the manager was told last
-	note  string    // why it did not hand over
+	mu      sync.Mutex // guards what follows, and the order of what is said
+	serving bool       // the node can be asked; else it begins, or ends
+	since   time.Time  // when that began
+	ready   bool       // that is what the manager was told last
+	note    string     // why it did not hand over
 }
 
 // New finds out what the manager wants to know of the node in a data folder.
@@ -61,11 +52,11 @@ func New(data string, log *slog.Logger) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{node: node, log: log, every: statusEvery, poke: make(chan struct{}, 1), since: time.Now()}
 	watchdog, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		return nil, fmt.Errorf("the service manager's WATCHDOG_USEC: %w", err)
 	}
+	s := &Supervisor{node: node, log: log, every: statusEvery, poke: make(chan struct{}, 1), since: time.Now()}
 	if watchdog > 0 {
 		s.every = watchdog / watchdogShare
 	}
@@ -81,7 +72,13 @@ func (s *Supervisor) Beside() (end func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		s.run(ctx)
+		for ctx.Err() == nil {
+			select {
+			case <-time.After(s.look(ctx)):
+			case <-s.poke:
+			case <-ctx.Done():
+			}
+		}
 	}()
 	return func() {
 		cancel()
@@ -89,45 +86,32 @@ func (s *Supervisor) Beside() (end func()) {
 	}
 }
 
-func (s *Supervisor) run(ctx context.Context) {
-	for ctx.Err() == nil {
-		wait := time.NewTimer(s.look(ctx))
-		select {
-		case <-wait.C:
-		case <-s.poke:
-		case <-ctx.Done():
-		}
-		wait.Stop()
-	}
-}
-
 // look gives a sign of life if there is one, and returns when to look again. A node that does not answer gives none: its
 // API and its parts are what lives, not this goroutine.
 func (s *Supervisor) look(ctx context.Context) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, s.every)
+	defer cancel()
 	s.mu.Lock()
-	if s.phase != serving {
-		defer s.mu.Unlock()
+	defer s.mu.Unlock()
+	if !s.serving {
 		if time.Since(s.since) < patience {
 			s.say(daemon.SdNotifyWatchdog)
 		}
 		return min(s.every, readyEvery)
 	}
-	s.mu.Unlock()
-	asked, cancel := context.WithTimeout(ctx, s.every)
-	defer cancel()
 	var now api.Status
-	err := s.node.Ask(asked, "GET", "/api/status", nil, &now)
+	s.mu.Unlock()
+	err := s.node.Ask(ctx, "GET", "/api/status", nil, &now)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch {
-	case s.phase != serving || ctx.Err() != nil: // meanwhile
+	case !s.serving: // meanwhile
 		return 0
 	case err != nil:
 		s.log.Warn("the node does not answer itself", "err", err)
 		s.say("STATUS=does not answer itself: " + oneLine(err.Error()))
 		return s.every
 	}
-	lines := []string{daemon.SdNotifyWatchdog, "STATUS=" + oneLine(s.describe(now))}
+	lines := []string{daemon.SdNotifyWatchdog, "STATUS=" + oneLine(describe(now)+s.note)}
 	if now.Ready && !s.ready {
 		s.ready = true
 		lines = append(lines, daemon.SdNotifyReady)
@@ -140,48 +124,44 @@ func (s *Supervisor) look(ctx context.Context) time.Duration {
 }
 
 // describe is what `systemctl status` shows.
-func (s *Supervisor) describe(now api.Status) string {
-	said := []string{"ready"}
+func describe(now api.Status) string {
+	said := "ready"
 	if !now.Ready {
-		said = []string{"waits for " + strings.Join(now.Waiting, ", ")}
+		said = "waits for " + strings.Join(now.Waiting, ", ")
 	}
-	if now.Seed == nil {
-		said = append(said, fmt.Sprintf("volumes: %d", now.Volumes), "origin: "+now.Origin.State)
+	if now.Seed != nil {
+		said += "; sends: " + now.Seed.State
 	} else {
-		said = append(said, "sends: "+now.Seed.State)
+		said += fmt.Sprintf("; volumes: %d; origin: %s", now.Volumes, now.Origin.State)
 	}
-	for _, w := range now.Warnings[:min(len(now.Warnings), 1)] { // `grange status` has all
-		said = append(said, "amiss: "+w.About+": "+w.Text)
+	if len(now.Warnings) > 0 { // `grange status` has all
+		said += "; amiss: " + now.Warnings[0].About + ": " + now.Warnings[0].Text
 	}
-	if s.note != "" {
-		said = append(said, s.note)
-	}
-	return strings.Join(said, "; ")
+	return said
 }
 
 // Serving says that the API listens: from now on its answers are the signs of life.
-func (s *Supervisor) Serving() { s.turn(serving, "") }
+func (s *Supervisor) Serving() { s.turn(true, "") }
 
 // Reloading says that the process may become its next program.
 func (s *Supervisor) Reloading() {
-	s.turn(leaving, "", daemon.SdNotifyReloading, strings.TrimSpace(daemon.SdNotifyMonotonicUsec()), "STATUS=hands over")
+	s.turn(false, "", daemon.SdNotifyReloading, strings.TrimSpace(daemon.SdNotifyMonotonicUsec()), "STATUS=hands over")
 }
 
 // Refused says that it does not, and why; the node goes on.
-func (s *Supervisor) Refused(why error) { s.turn(serving, "no handover: "+why.Error()) }
+func (s *Supervisor) Refused(why error) { s.turn(true, "; no handover: "+why.Error()) }
 
 // Ending says that the node stops, unless it does to hand over.
 func (s *Supervisor) Ending(cause error) {
-	if errors.Is(cause, volumes.ErrHandover) {
-		return
+	if !errors.Is(cause, volumes.ErrHandover) {
+		s.turn(false, "", daemon.SdNotifyStopping, "STATUS=stops")
 	}
-	s.turn(leaving, "", daemon.SdNotifyStopping, "STATUS=stops")
 }
 
-func (s *Supervisor) turn(to phase, note string, lines ...string) {
+func (s *Supervisor) turn(serving bool, note string, lines ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.phase, s.since, s.ready, s.note = to, time.Now(), false, note
+	s.serving, s.since, s.ready, s.note = serving, time.Now(), false, note
 	if len(lines) > 0 {
 		s.say(lines...)
 	}
