@@ -194,12 +194,12 @@ func TestErrorsAreWrapped(t *testing.T) {
 func TestLogForPeople(t *testing.T) {
 	var b bytes.Buffer
 	var kept recent
-	logFlags{}.open(&b, &kept).Info("serving", "node", "x y")
+	logFlags{}.open(new(cli), &b, &kept).Info("serving", "node", "x y")
 	if text := b.String(); !strings.HasSuffix(text, " INF serving node=\"x y\"\n") {
 		t.Errorf("%q", text)
 	}
 	b.Reset()
-	log := logFlags{LogFormat: "json", LogLevel: slog.LevelWarn}.open(&b, &kept)
+	log := logFlags{LogFormat: "json", LogLevel: slog.LevelWarn}.open(new(cli), &b, &kept)
 	log.Info("below the level")
 	log.Warn("origin", "url", "https://user:hunter2@store/", "err", errors.New("token=hunter2 is refused"))
 	if text := b.String(); !json.Valid(b.Bytes()) || strings.Contains(text, "hunter2") || !strings.Contains(text, "@store/") {
