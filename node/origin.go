@@ -46,7 +46,13 @@ type Origin struct {
 	Detail   string `json:"detail,omitempty"`
 	Requests int64  `json:"requests" doc:"sent to it, repeated ones too"`
 	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
+	// RateMax and RequestsMax are the budget.
+	RateMax     int64   `json:"bytes_per_second_max,omitempty" doc:"that this node reads at most; 0: no limit"`
+	RequestsMax float64 `json:"requests_per_second_max,omitempty" doc:"that it sends at most; 0: no limit"`
 }
+
+// Answers reports whether it can be read.
+func (o Origin) Answers() bool { return o.State == originOK || o.State == originReadOnly }
 
 // The states of an origin.
 const (
@@ -433,7 +439,7 @@ func (o *origin) collectors() []prometheus.Collector {
 
 func (o *origin) view() Origin {
 	s := o.now()
-	i := Origin{URL: o.url, State: s.state, Detail: s.detail}
+	i := Origin{URL: o.url, State: s.state, Detail: s.detail, RateMax: o.cfg.OriginLimits.Bytes, RequestsMax: o.cfg.OriginLimits.Requests}
 	if s.counted != nil {
 		i.Requests, i.BytesIn = s.counted.Counts().Requests, s.counted.Counts().BytesIn
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/web"
 )
 
 // Config says what to serve and where.
@@ -45,6 +46,8 @@ type Server struct {
 	strangersRate *rate.Limiter
 	mux           *http.ServeMux
 	token         string
+	history       *history
+	stopping      chan struct{} // closed when Run is to end: what goes on for ever ends
 	socket        net.Listener
 	tcp           net.Listener
 }
@@ -56,6 +59,7 @@ const bodyMax = 64 << 10
 func New(cfg Config) *Server {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	s := newServer(cfg, http.NewServeMux(), defaultLimits())
+	s.history = &history{moved: cfg.Node.Moved}
 	a := humago.New(s.mux, humaConfig(cfg.Node.Version()))
 	s.images(a)
 	s.volumes(a)
@@ -65,13 +69,18 @@ func New(cfg Config) *Server {
 	s.members(a)
 	s.names(a)
 	s.health(a)
+	s.alone(a)
+	route(a, "GET /api/history", "what this node has read in the last hour, and where it came from", func(context.Context, *struct{}) (*Answer[History], error) {
+		return answer(s.history.view(), nil)
+	})
+	web.Mount(s.mux.Handle)
 	finish(a.OpenAPI())
 	return s
 }
 
 func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
 	return &Server{
-		cfg: cfg, limits: l, strangers: semaphore.NewWeighted(l.strangers), strangersRate: rate.NewLimiter(l.strangersRate, int(l.strangersRate)), mux: mux,
+		cfg: cfg, stopping: make(chan struct{}), limits: l, strangers: semaphore.NewWeighted(l.strangers), strangersRate: rate.NewLimiter(l.strangersRate, int(l.strangersRate)), mux: mux,
 	}
 }
 
