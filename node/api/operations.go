@@ -59,14 +59,14 @@ func (s *Server) operations(a huma.API) {
 }
 
 // aliveInterval is how often who follows all operations hears that the node is there.
-const aliveInterval = 5 * time.Second
+const aliveInterval = 2 * time.Second
 
 // allEvents streams what becomes of all operations: those that run when the client comes, and later ones.
 func (s *Server) allEvents(a huma.API) {
 	op := described("GET /api/events", "what becomes of all operations, as it does")
 	op.Responses["200"] = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{}}
 	defer func() {
-		op.Responses["200"].Content["text/event-stream"].Schema = &huma.Schema{Type: huma.TypeString, Description: "events `operation`, whose data is an Operation, and `alive`, with the time, every five seconds"}
+		op.Responses["200"].Content["text/event-stream"].Schema = &huma.Schema{Type: huma.TypeString, Description: "events `operation`, whose data is an Operation, and `alive`, with the time, every two seconds"}
 	}()
 	sse.Register(a, op, map[string]any{"operation": Operation{}, "alive": ""}, func(ctx context.Context, _ *struct{}, send sse.Sender) {
 		tick := time.NewTicker(eventInterval)
