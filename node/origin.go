@@ -41,18 +41,14 @@ const (
 
 // Origin is how the object store stands.
 type Origin struct {
-	URL      string `json:"url,omitempty"`
-	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
-	Detail   string `json:"detail,omitempty"`
-	Requests int64  `json:"requests" doc:"sent to it, repeated ones too"`
-	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
-	// RateMax and RequestsMax are the budget.
+	URL         string  `json:"url,omitempty"`
+	State       string  `json:"state" enum:"none,ok,read-only,unreachable,refused"`
+	Detail      string  `json:"detail,omitempty"`
+	Requests    int64   `json:"requests" doc:"sent to it, repeated ones too"`
+	BytesIn     int64   `json:"bytes_in" doc:"bytes read from it, metadata included"`
 	RateMax     int64   `json:"bytes_per_second_max,omitempty" doc:"that this node reads at most; 0: no limit"`
 	RequestsMax float64 `json:"requests_per_second_max,omitempty" doc:"that it sends at most; 0: no limit"`
 }
-
-// Answers reports whether it can be read.
-func (o Origin) Answers() bool { return o.State == originOK || o.State == originReadOnly }
 
 // The states of an origin.
 const (

@@ -109,14 +109,11 @@ func (n *Node) peer(p peer.AddrInfo, who trust.Identity, state string) Peer {
 // Members are all whom this node and its peers have met, each with how this node is connected with it.
 func (n *Node) Members(ctx context.Context) []membership.Member {
 	all := n.Membership.Members(ctx)
-	for i := range all {
-		m := &all[i]
-		id, err := peer.Decode(m.ID)
-		if err != nil || m.State != membership.StateConnected {
-			continue
+	for i, m := range all {
+		if id, err := peer.Decode(m.ID); err == nil && m.State == membership.StateConnected {
+			path, moved := n.swarm.Path(id), n.exchange.With(id)
+			all[i].Path, all[i].Way, all[i].Received, all[i].Sent, all[i].Failures = path.Address, string(path.Way), moved.Received, moved.Sent, n.fetch.Tally().Of(id).Failures
 		}
-		path, moved := n.swarm.Path(id), n.exchange.With(id)
-		m.Path, m.Way, m.Received, m.Sent, m.Failures = path.Address, string(path.Way), moved.Received, moved.Sent, n.fetch.Tally().Of(id).Failures
 	}
 	return all
 }

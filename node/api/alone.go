@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -42,7 +43,7 @@ func (s *Server) onlyHere(ctx context.Context) ([]Alone, error) {
 	n := s.cfg.Node
 	out := []Alone{}
 	self := n.Self().ID
-	if st := n.Status(); st.Cache.Used > 0 && st.Origin.URL != "" && !st.Origin.Answers() {
+	if st := n.Status(); st.Cache.Used > 0 && st.Origin.URL != "" && !slices.Contains([]string{"ok", "read-only"}, st.Origin.State) {
 		out = append(out, Alone{About: "cache", Bytes: st.Cache.Used, Text: "the origin is " + st.Origin.State + ": of this cache others have what they hold themselves, and no more", Mend: "grange doctor"})
 	}
 	if n.Volumes == nil {

@@ -23,7 +23,7 @@ const (
 	// transferMax is what a page may bring over the network, all that it asks of the API too.
 	transferMax = 200 << 10
 	// paintMax is how late the first thing may be seen, on a machine that has other work.
-	paintMax = 3 * time.Second
+	paintMax = 5 * time.Second
 
 	axeVersion = "4.10.3"
 )
