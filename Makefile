@@ -7,10 +7,13 @@ TESTFLAGS   ?= -p 2 -timeout 30m
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 3s
 
-.PHONY: build test race lint fuzz bench soak demo vm tools
+.PHONY: build packages test race lint fuzz bench soak demo vm tools
 
 build: ## bin/grange
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/grange ./cmd/grange
+
+packages: ## bin/packages: .deb and .rpm, archives, an OCI image, and their sums; the same bytes each time
+	$(GO) run ./cmd/grange/packaging -out bin/packages
 
 tools: # what the tests run beside Go
 	@.ci/tools
@@ -28,7 +31,7 @@ lint: ## no program is run
 	$(GO) run $(STATICCHECK) ./...
 	@for target in linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
 		echo "build $$target"; \
-		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -o /dev/null ./cmd/grange || exit 1; \
+		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -trimpath -o /dev/null ./cmd/grange || exit 1; \
 	done
 
 fuzz: ## each decoder of untrusted bytes, FUZZTIME each

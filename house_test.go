@@ -165,6 +165,11 @@ var homes = []struct{ dependency, home string }{
 	{"github.com/danielgtaylor/huma", "node/api"},
 	{"github.com/alecthomas/kong", "cmd/grange"},
 	{"github.com/RoaringBitmap/roaring", "origin/content"},
+	{"go.opentelemetry.io/otel/sdk", "cmd/grange/traces"},
+	{"go.opentelemetry.io/otel/exporters", "cmd/grange/traces"},
+	{"go.opentelemetry.io/otel/propagation", "node/spans"},
+	{"google.golang.org/grpc", "cmd/csi"},
+	{"github.com/container-storage-interface", "cmd/csi"},
 }
 
 func TestHeavyDependenciesHaveOneHome(t *testing.T) {
@@ -248,7 +253,7 @@ const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as the swarm of strangers and volunteers has,
 	// the budget at the origin, the hub of instances, and the upkeep of the origin. productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 91_100, 42_000
+	productLinesMax, productLinesAim = 103_000, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.
@@ -295,6 +300,7 @@ var alone = map[string]string{
 	"node/instance.Library":          "node/instance.TestNothingIsReadTwice",
 	"node/instance.Registry":         "node/instance.TestTakenOver",
 	"node/membership.Network":        "node/membership.TestFarmOfAnotherMember",
+	"node/oci.Library":               "node/oci.TestEachBlobComesOnce",
 	"node/volumes.Library":           "node/volumes.TestServedLater",
 	"node/volumes/records.Registry":  "node/volumes.TestNameTakenMeanwhile",
 	"origin/convert.Image":           "origin/convert.TestExportGivesTheSameSparseFile",

@@ -19,7 +19,9 @@ import (
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/node/oci"
 	"github.com/grangemesh/grange/node/seed"
+	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
@@ -71,6 +73,8 @@ type Config struct {
 	// NoOrigin are the names whose content is read from members alone: of images and tags,
 	// and where no kind is said of volumes.
 	NoOrigin []follow.Pattern
+	// OCI are the terms of the door for container runtimes.
+	OCI oci.Terms
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
 	// setup.IOTimeoutDefault.
 	IOTimeout time.Duration
@@ -83,6 +87,8 @@ type Config struct {
 	Flusher   error
 	Instances Instances
 	Upkeep    Upkeep
+	// Spans are told what reads wait for; nil is not.
+	Spans *spans.Spans
 	// Version is shown to users.
 	Version string
 	Now     func() time.Time

@@ -94,7 +94,9 @@ func (n *Node) callID(ctx context.Context, id, method string, body []byte) ([]by
 // holder says who a member is that has some of an image.
 func (n *Node) holder(id peer.ID) images.Holder {
 	h := images.Holder{ID: id.String(), Name: n.nameOf(id), Way: string(n.swarm.Path(id).Way)}
-	if key, err := identity.KeyOf(id); err == nil {
+	if who, proved := n.peers.Of(id); proved { // it may have just come, and nobody have greeted it
+		h.Farm = who.Farm
+	} else if key, err := identity.KeyOf(id); err == nil {
 		h.Farm = n.Membership.Who(key).Farm
 	}
 	return h

@@ -58,11 +58,3 @@ func (n *Node) openInstances(context.Context) (err error) {
 	})
 	return err
 }
-
-// runInstances drives instances, in a node that has any.
-func (n *Node) runInstances(ctx context.Context) error {
-	if n.Instances == nil {
-		return nil
-	}
-	return n.Instances.Run(ctx)
-}

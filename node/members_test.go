@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -10,7 +11,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 func TestShare(t *testing.T) {
@@ -58,4 +61,48 @@ func TestFarmThatIsNotHeard(t *testing.T) {
 	if hood := n.Neighbourhood(); hood.State != FarmCutOff || !strings.Contains(hood.Detail, "nowhere") {
 		t.Errorf("%+v", hood)
 	}
+}
+
+// TestAMemberThatNobodyHereHasMet is found by its ID all the same, as who it proves to be: in this
+// farm, or not. A node that has just come knows of nobody, and nobody has told of it.
+func TestAMemberThatNobodyHereHasMet(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	mate, _ := m.start(t.TempDir(), "mate", m.token(trust.RoleNode))
+	token, err := m.first.CreateToken(TokenRequest{Role: trust.RoleNode, Farm: "beta"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.farm = "beta"
+	far, _ := m.start(t.TempDir(), "far", token.Token)
+	m.farm = ""
+	n := m.build(trust.RoleNode, t.TempDir(), "new", m.token(trust.RoleNode)) // it does not run: it greets nobody, and asks nobody
+	for _, x := range []struct {
+		who  *Node
+		want error
+	}{{mate, nil}, {far, content.ErrForbidden}} {
+		key, id := x.who.identity.Public(), x.who.swarm.ID()
+		if was := n.Membership.Who(key); was.Role != "" {
+			t.Fatalf("it has met %s: this shows nothing", was)
+		}
+		at, err := swarm.ParseAddr(x.who.swarm.Addrs()[0])
+		if err == nil {
+			err = n.swarm.Connect(t.Context(), at)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, said, err := n.findMember(t.Context(), id.String())
+		if got != key || !errors.Is(err, x.want) || !strings.Contains(said, id.String()) {
+			t.Errorf("%s, %v", said, err)
+		}
+		if h := n.holder(id); h.Farm != x.who.Farm() {
+			t.Errorf("as a holder of images it is of farm %q, and not of %s", h.Farm, x.who.Farm())
+		}
+	}
+	gone := trust.NewPrivateKey().Public()
+	if _, said, err := n.findMember(t.Context(), gone.String()); err == nil || !strings.Contains(err.Error(), "nobody here has met it") {
+		t.Errorf("one that is nowhere: %s, %v", said, err)
+	}
+	m.run(n)
 }

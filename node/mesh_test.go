@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type mesh struct {
 	origin string
 	first  *Node
 	follow []follow.Pattern // of the next node
+	farm   string           // the same
 	now    func() time.Time // nil is the host's clock
 	opened atomic.Int64     // times that an origin was
 	terms  seed.Terms       // of seeds
@@ -50,8 +52,15 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 
 func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop func()) {
 	m.t.Helper()
+	n = m.build(role, data, name, join)
+	return n, m.run(n)
+}
+
+// build builds a node, which is closed by being run.
+func (m *mesh) build(role trust.Role, data, name, join string) *Node {
+	m.t.Helper()
 	n, err := New(m.t.Context(), Config{
-		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20, Terms: m.terms, Follow: m.follow,
+		Dir: data, Role: role, Name: name, Join: join, Farm: cmp.Or(m.farm, "alpha"), Origins: []string{"file://" + m.origin}, Quota: 256 << 20, Terms: m.terms, Follow: m.follow,
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Now: m.now, Log: slog.New(slog.DiscardHandler),
 		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
 			m.opened.Add(1)
@@ -62,6 +71,11 @@ func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop 
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	return n
+}
+
+// run runs a node until stop is called, or the test ends.
+func (m *mesh) run(n *Node) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- n.Run(ctx) }()
@@ -74,7 +88,7 @@ func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop 
 		}
 	}
 	m.t.Cleanup(stop)
-	return n, stop
+	return stop
 }
 
 func (m *mesh) token(role trust.Role) string {

@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/oci"
 	"github.com/grangemesh/grange/node/profile"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
@@ -55,7 +56,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.fetch, err = fetch.New(fetch.Config{
 		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
 		Identity: n.Membership.Identity(), Verifier: n.verifier, Announce: n.Membership.Announce,
-		Introduce: n.introduced, Serves: n.serves, Served: n.served, HoldsOnly: n.allowance != nil, NoOrigin: n.cfg.noOrigin, IOTimeout: n.cfg.IOTimeout, Now: n.cfg.Now, Log: n.cfg.Log,
+		Introduce: n.introduced, Serves: n.serves, Served: n.served, HoldsOnly: n.allowance != nil, NoOrigin: n.cfg.noOrigin, IOTimeout: n.cfg.IOTimeout, Spans: n.cfg.Spans, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -210,6 +211,9 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	}
 	if x.n.Volumes != nil && strings.HasPrefix(method, volumes.CallPrefix) {
 		return x.n.Volumes.Answer(ctx, from.Identity, method, body)
+	}
+	if strings.HasPrefix(method, oci.CallPrefix) {
+		return x.n.Door.Answer(ctx, from, method, body)
 	}
 	return x.n.Membership.Call(ctx, from, method, body)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/node/leases"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/mounts"
+	"github.com/grangemesh/grange/node/oci"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/profile"
 	"github.com/grangemesh/grange/node/records"
@@ -46,6 +47,7 @@ type Node struct {
 	Mounts     *mounts.Mounts    // nil in a seed
 	Instances  *instance.Hub     // nil in a seed
 	Profiles   *profile.Profiles // nil in a seed
+	Door       *oci.Door         // nil without --oci
 	leases     *leases.Leases    // nil in a seed
 	Membership *membership.Membership
 	Boots      *boots.Boots
@@ -96,7 +98,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openBoots, n.openNames, n.openUpkeep)
 	if serves.volumes {
-		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances, n.openProfiles, n.openLeases)
+		steps = append(steps, n.openVolumes, n.openMounts, n.openInstances, n.openProfiles, n.openLeases, n.openDoor)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -170,7 +172,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Boots.Run, n.Images.Run, n.Upkeep.Run, n.runMounts, n.runInstances, n.leases.Run, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Boots.Run, n.Images.Run, n.Upkeep.Run, n.Mounts.Run, n.Instances.Run, n.Door.Run, n.leases.Run, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -213,7 +215,7 @@ func (n *Node) runOperations(ctx context.Context) error {
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
-	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), n.Boots.Collectors(), []prometheus.Collector{seen{n}})
+	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), n.Upkeep.Collectors(), n.Boots.Collectors(), n.Door.Collectors(), []prometheus.Collector{seen{n}})
 	if n.farm != nil {
 		out = append(out, n.farm.Collectors()...)
 	}

@@ -473,7 +473,7 @@ func TestDetachWaitsForNobodyOutside(t *testing.T) {
 	c := greet(t, uri)
 	c.send("IHAVEOPT", uint32(optGo), uint32(10), counted("disk"), uint16(0))
 	<-shelf.come
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := s.Detach(ctx, "disk"); err != nil {
 		t.Errorf("detach: %v", err)

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -71,14 +73,14 @@ func anyNode(t *testing.T) http.Handler {
 // arguments of each command that needs some.
 func arguments(t *testing.T, key string) map[string][]string {
 	return map[string][]string{
-		"tree import": {"x", t.TempDir()}, "tree show": {"x"}, "tree tag": {"x", "y"}, "tree warm": {"x"}, "tree pin": {"x"}, "tree unpin": {"x"}, "tree verify": {"x"}, "tree mount": {"x", t.TempDir()},
+		"tree import": {"x", t.TempDir()}, "tree show": {"x"}, "tree tag": {"x", "y"}, "tree warm": {"x"}, "tree pin": {"x"}, "tree unpin": {"x"}, "tree verify": {"x"}, "tree mount": {"x", "/proc"},
 		"tree unmount": {t.TempDir()}, "tree export": {"x", t.TempDir()}, "tree rm": {"x"}, "image import": {"x", "/dev/null", "--profile"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image profile": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
 		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x", "--purge"},
 		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
 		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},
 		"instance provision": {"x"}, "instance hibernate": {"x"}, "instance wake": {"x"}, "instance deprovision": {"x"}, "instance obliterate": {"x"}, "instance show": {"x"}, "instance logs": {"x"},
 		"origin copy": {"file:///copy"}, "cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "operation pause": {"2"}, "operation resume": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
-		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"}, "why": {"x"}, "ping": {"x"},
+		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"}, "why": {"x"}, "ping": {"x"}, "completion": {"bash"}, "support": {filepath.Join(t.TempDir(), "support.tar.gz")},
 	}
 }
 
@@ -108,7 +110,7 @@ func TestEveryCommandSpeaksJSON(t *testing.T) {
 			switch {
 			case out == "":
 				t.Errorf("%s: nothing is said; %s", name, complaint)
-			case asJSON && !json.Valid([]byte(out)) && name != "instance logs": // whose document is a text
+			case asJSON && !json.Valid([]byte(out)) && name != "instance logs" && name != "completion": // whose documents are texts
 				t.Errorf("%s --json: %q; %s", name, out, complaint)
 			}
 		}
@@ -188,17 +190,30 @@ func TestErrorsAreWrapped(t *testing.T) {
 	}
 }
 
-// TestLogForPeople, and for programs.
+// TestLogForPeople, and for programs; of either the last lines are kept, and none has a secret.
 func TestLogForPeople(t *testing.T) {
 	var b bytes.Buffer
-	newLog(&b, false, false).Info("serving", "node", "x y")
+	var kept recent
+	logFlags{}.open(new(cli), &b, &kept).Info("serving", "node", "x y")
 	if text := b.String(); !strings.HasSuffix(text, " INF serving node=\"x y\"\n") {
 		t.Errorf("%q", text)
 	}
 	b.Reset()
-	newLog(&b, false, true).Info("serving", "node", "x")
-	if !json.Valid(b.Bytes()) {
-		t.Errorf("%s", b.Bytes())
+	log := logFlags{LogFormat: "json", LogLevel: slog.LevelWarn}.open(new(cli), &b, &kept)
+	log.Info("below the level")
+	log.Warn("origin", "url", "https://user:hunter2@store/", "err", errors.New("token=hunter2 is refused"))
+	if text := b.String(); !json.Valid(b.Bytes()) || strings.Contains(text, "hunter2") || !strings.Contains(text, "@store/") {
+		t.Errorf("%s", text)
+	}
+	if text := string(kept.text()); strings.Count(text, "\n") != 2 || strings.Contains(text, "hunter2") {
+		t.Errorf("%s", text)
+	}
+	for i := range 3 * recentMax / 100 {
+		log.Warn(strings.Repeat("x", 100), "line", i)
+	}
+	switch text := kept.text(); {
+	case len(text) < recentMax/2 || len(text) > 2*recentMax+1000 || text[0] != '{':
+		t.Errorf("%d bytes are kept, from %.20q on", len(text), text)
 	}
 }
 

@@ -50,6 +50,8 @@ type doors struct {
 	tls     *tls.Config
 	tcp     net.Listener // at address
 
+	certificate string // the file of --nbd-tls that expires
+
 	// left are copies of the sockets' descriptors, by address, for the next process.
 	left map[string]*os.File
 }
@@ -75,6 +77,7 @@ func (f *doorFlags) doors(dir string) (*doors, error) {
 	}
 	var err error
 	if f.NBDTLS != "" {
+		d.certificate = filepath.Join(f.NBDTLS, "server-cert.pem")
 		if d.tls, err = nbd.LoadTLS(f.NBDTLS); err != nil {
 			return nil, fmt.Errorf("--nbd-tls %s: %w", f.NBDTLS, err)
 		}

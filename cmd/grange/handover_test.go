@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/cmd/grange/supervise"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/simulations/soak"
@@ -282,7 +283,11 @@ func TestStopBetweenWordAndDeed(t *testing.T) {
 	}), nil))
 	upgrade := make(chan os.Signal, 1)
 	upgrade <- syscall.SIGUSR2
-	ctx, ended := awaitHandover(before, func() bool { return false }, upgrade, log)
+	watch, err := supervise.New(dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, ended := awaitHandover(before, func() bool { return false }, upgrade, watch, log)
 	<-ctx.Done()
 	cause := errors.New("it stopped")
 	if err := ended(cause); err != cause {

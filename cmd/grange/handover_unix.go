@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grangemesh/grange/cmd/grange/supervise"
 	"github.com/grangemesh/grange/node/volumes"
 )
 
@@ -38,7 +39,7 @@ func hearEarly() <-chan os.Signal {
 // program that would not start a node as things are now is refused while the old one still runs. Call the function when all has
 // stopped, with the error of that: it does not return if a handover was asked for, since who uses the disks waits for somebody
 // to serve them, whatever went wrong; unless the last call says that the process was asked to end meanwhile.
-func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Signal, log *slog.Logger) (context.Context, func(error) error) {
+func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Signal, watch *supervise.Supervisor, log *slog.Logger) (context.Context, func(error) error) {
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)
 	var said atomic.Bool // that it hands over
@@ -50,8 +51,10 @@ func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Sign
 				return
 			case <-upgrade:
 			}
+			watch.Reloading()
 			if err := errors.Join(unknown, starts(ctx, program)); err != nil {
 				log.Error("no handover: the program would not start a node with this configuration", "program", program, "err", err)
+				watch.Refused(err)
 				continue
 			}
 			said.Store(true)

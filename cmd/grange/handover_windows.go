@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"os"
+
+	"github.com/grangemesh/grange/cmd/grange/supervise"
 )
 
 // No process becomes another here, so there is no handover, nothing is inherited, and no token is taken off the command line.
@@ -12,7 +14,7 @@ const handovers = false
 
 func hearEarly() <-chan os.Signal { return nil }
 
-func awaitHandover(ctx context.Context, _ lastCall, _ <-chan os.Signal, _ *slog.Logger) (context.Context, func(error) error) {
+func awaitHandover(ctx context.Context, _ lastCall, _ <-chan os.Signal, _ *supervise.Supervisor, _ *slog.Logger) (context.Context, func(error) error) {
 	return ctx, func(err error) error { return err }
 }
 

@@ -10,9 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/cmd/grange/oci"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/cmd/grange/volume"
 	"github.com/grangemesh/grange/node/api"
@@ -40,13 +42,15 @@ type imageCmd struct {
 func imagePath(name string) string { return "/api/images/" + content.Segment(name) }
 
 type imageImportCmd struct {
-	Name    string         `arg:"" help:"Name to publish under."`
-	Source  string         `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
-	Scope   string         `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${formatlist}." enum:"${formats}" default:"auto"`
-	Replace bool           `help:"Publish a new version of an image that exists."`
-	Size    units.Size     `help:"Size of the file system for a directory or tar file; fitted when not given."`
-	Profile bool           `env:"-" help:"Then find out, in the background, what a boot of it reads, as image profile does."`
+	Name      string         `arg:"" help:"Name to publish under."`
+	Source    string         `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; oci-archive:FILE, or what docker save writes; oci:REFERENCE from its registry, with the credentials of docker's config file; a block device, a directory, or - for standard input."`
+	Scope     string         `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
+	Format    convert.Format `help:"Format of the source, of which raw is any file as it is: ${formatlist}." enum:"${formats}" default:"auto"`
+	Replace   bool           `help:"Publish a new version of an image that exists."`
+	Size      units.Size     `help:"Size of the file system for a directory or tar file; fitted when not given."`
+	Platform  string         `help:"Of a container image: which of its platforms, as linux/arm64; this host's when not given." env:"-"`
+	PlainHTTP bool           `name:"plain-http" help:"Of oci:REFERENCE: its registry is asked without TLS, as one on loopback is." env:"-"`
+	Profile   bool           `env:"-" help:"Then find out, in the background, what a boot of it reads, as image profile does."`
 }
 
 func (c *imageImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
@@ -54,12 +58,23 @@ func (c *imageImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) 
 	if err != nil {
 		return err
 	}
+	if file, ok := strings.CutPrefix(c.Source, "oci-archive:"); ok {
+		c.Source, c.Format = file, convert.OCI
+	}
+	if ref, ok := strings.CutPrefix(c.Source, "oci:"); ok {
+		archive, err := oci.Archive(ctx, ref, c.Platform, c.PlainHTTP)
+		if err != nil {
+			return err
+		}
+		defer archive.Close()
+		c.Source, c.Format, std.In = ask.FromStdin, convert.OCI, archive
+	}
 	source, free, err := sourceOf(app, std, c.Name, c.Source)
 	if err != nil {
 		return err
 	}
 	defer free()
-	err = app.Operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
+	err = app.Operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size), Platform: c.Platform}, Scope: scope, Replace: c.Replace})
 	if err != nil || !c.Profile {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/cmd/grange/instance"
+	"github.com/grangemesh/grange/cmd/grange/oci"
 	"github.com/grangemesh/grange/cmd/grange/origin"
 	"github.com/grangemesh/grange/cmd/grange/volume"
 	"github.com/grangemesh/grange/node/images"
@@ -71,16 +72,23 @@ type cli struct {
 	Volume    volume.Commands         `cmd:"" help:"Create and handle volumes."`
 	Snapshot  volume.SnapshotCommands `cmd:"" help:"Handle snapshots of volumes."`
 	Instance  instance.Commands       `cmd:"" help:"Provision and handle instances."`
+	OCI       oci.Commands            `cmd:"" name:"oci" help:"Have container runtimes pull through this node."`
 	Origin    origin.Commands         `cmd:"" help:"Look after the origin: delete what is dead there, check it, copy it, and say who needs it."`
 	Cache     cacheCmd                `cmd:"" help:"Show and shrink this node's cache."`
 	Operation operationCmd            `cmd:"" help:"Show and cancel long work."`
+	CSI       csiCmd                  `cmd:"" name:"csi" help:"Serve volumes to Kubernetes, by the Container Storage Interface, over the node of this host."`
 	Token     tokenCmd                `cmd:"" help:"Make and handle join tokens."`
 	Mesh      meshCmd                 `cmd:"" help:"Show and handle the mesh."`
 	Resolve   resolveCmd              `cmd:"" help:"Say what a name stands for."`
 	Status    statusCmd               `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
 	Why       volume.Why              `cmd:"" help:"Say what the slowest reads of a volume waited for."`
 	Ping      pingCmd                 `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
+	Support   supportCmd              `cmd:"" help:"Gather what a report of a fault needs into one file, without secrets."`
 	Doctor    doctorCmd               `cmd:"" help:"Look for what would stop a node from working here."`
+
+	Completion completionCmd `cmd:"" help:"Print what has a shell complete commands, flags, and the names that the node knows."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"Say what may stand next on a command line."`
+	Manual     manualCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
 }
 
 // run executes one command and returns its exit code: 0 done, 1 failed, 2 for nonsense.

@@ -39,6 +39,10 @@ type nodeCmd struct {
 	Instance instance.Flags `embed:"" prefix:"instance-"`
 	Upkeep   origin.Flags   `embed:"" prefix:"origin-"`
 
+	OCI         string     `name:"oci" help:"Serve container images on an address of loopback, as a mirror of registries; see grange oci configure." placeholder:"127.0.0.1:PORT"`
+	OCIQuota    units.Size `name:"oci-quota" help:"How much of the disk their blobs may take." default:"20GiB"`
+	OCIUpstream []string   `name:"oci-upstream" help:"Registries that images are brought in from, each with its URL if that is not https://NAME; all when not given." placeholder:"NAME[=URL],…"`
+
 	NoOriginFallback []follow.Pattern `help:"Read these images and volumes from members alone, never from the origin: what no member has fails." placeholder:"NAME,image:NAME,tag:TAG,PATTERN,…"`
 
 	memberFlags
@@ -65,11 +69,14 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std ask.Stdio, last lastCal
 		return err
 	}
 	defer doors.close()
-	opener := originOpener{log: log, verbose: app.Verbose}
+	opener := originOpener{log: log, verbose: log.Enabled(ctx, slog.LevelDebug)}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
 	cfg.Instances, cfg.Upkeep = c.Instance.Config(), c.Upkeep.Config()
 	cfg.Instances.Lower = instance.Lower(cfg.Dir)
 	cfg.NoOrigin, cfg.OriginLimits = c.NoOriginFallback, budget.Limits{Requests: float64(c.OriginRequests), Bytes: int64(c.OriginRate)}
+	if cfg.OCI, err = c.doorOfImages(); err != nil {
+		return err
+	}
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {
 		return node.Check(ctx, cfg)

@@ -22,7 +22,7 @@ func TestErrorsAreOnOneLine(t *testing.T) {
 	err := errors.Join(fmt.Errorf("join: %w", errors.New("2 errors occurred:\n\t* no route\n\t* refused\n\n")), errors.New("no disk"))
 	for _, asJSON := range []bool{true, false} {
 		var out bytes.Buffer
-		newLog(&out, false, asJSON).Warn("alone", "err", err)
+		logFlags{LogFormat: map[bool]string{true: "json", false: "text"}[asJSON]}.open(new(cli), &out, nil).Warn("alone", "err", err)
 		if said := out.String(); !strings.Contains(said, `"join: 2 errors occurred: no route; refused; no disk"`) {
 			t.Error(said)
 		}

@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
@@ -74,17 +79,35 @@ func (c *treeMountCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) er
 	case c.Dir == "":
 		return fmt.Errorf("%w: say where: grange tree mount %s DIR", ask.ErrUsage, c.Name)
 	}
-	return ask.Tell(ctx, app, std, ask.Post(treePath(c.Name)+"/mounts", api.MountRequest{Dir: c.Dir}), func(w io.Writer, m api.Mount) {
+	var raw json.RawMessage
+	if err := app.Send(ctx, ask.Post(treePath(c.Name)+"/mounts", api.MountRequest{Dir: c.Dir}), &raw); err != nil {
+		return err
+	}
+	if app.Remote == "" && hidden(c.Dir) {
+		return errors.Join(fmt.Errorf("%s is mounted where the node alone sees it, and taken back: its unit gives it mounts of its own; of a package, see /usr/share/grange/instances.conf", c.Name),
+			app.Send(ctx, ask.Delete(mountPath(c.Dir)), nil))
+	}
+	return ask.Show(app, std, raw, func(w io.Writer, m api.Mount) {
 		fmt.Fprintf(w, "%s is at %s, which is %s\n", m.Name, m.Dir, m.CID)
 	})
 }
+
+// hidden reports whether nothing is mounted at a folder, as this process sees it; false where that can't be told.
+func hidden(dir string) bool {
+	dir, err := filepath.EvalSymlinks(dir)
+	mounts, failed := os.ReadFile("/proc/self/mountinfo")
+	escaped := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(dir)
+	return err == nil && failed == nil && !strings.Contains(string(mounts), " "+escaped+" ")
+}
+
+func mountPath(dir string) string { return "/api/mounts?dir=" + url.QueryEscape(dir) }
 
 type treeUnmountCmd struct {
 	Dir string `arg:"" type:"path" help:"Where the tree is mounted."`
 }
 
 func (c *treeUnmountCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
-	return ask.Tell(ctx, app, std, ask.Delete("/api/mounts?dir="+url.QueryEscape(c.Dir)), ask.Said("nothing is mounted at %s", c.Dir))
+	return ask.Tell(ctx, app, std, ask.Delete(mountPath(c.Dir)), ask.Said("nothing is mounted at %s", c.Dir))
 }
 
 type treeExportCmd struct {

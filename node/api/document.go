@@ -82,11 +82,20 @@ func operationID(pattern string, answer any) string {
 	return huma.GenerateOperationID(method, strings.TrimPrefix(path, "/api"), answer)
 }
 
+// tagOf is what the operations of a path are shown under.
+func tagOf(path string) string {
+	if kind, ok := strings.CutPrefix(path, "/api/"); ok {
+		kind, _, _ = strings.Cut(kind, "/")
+		return kind
+	}
+	return "node"
+}
+
 func described(pattern, summary string) huma.Operation {
 	method, path, _ := strings.Cut(pattern, " ")
 	op := huma.Operation{
 		Method: method, Path: path, Summary: summary, OperationID: operationID(pattern, (*struct{})(nil)),
-		MaxBodyBytes: bodyMax, BodyReadTimeout: -1, Responses: map[string]*huma.Response{},
+		Tags: []string{tagOf(path)}, MaxBodyBytes: bodyMax, BodyReadTimeout: -1, Responses: map[string]*huma.Response{},
 	}
 	if isOpen(method, path) {
 		op.Security = append(op.Security, map[string][]string{})

@@ -61,19 +61,6 @@ func TestGeneratorsTakeTheDocument(t *testing.T) {
 			t.Errorf("%.2000s", out)
 		}
 	})
-	t.Run("oapi-codegen", func(t *testing.T) {
-		own := t.TempDir()
-		code := run(t, ".", "go", "run", "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2", "-generate", "types", "-package", "client", file)
-		for name, text := range map[string]string{"go.mod": "module client\n", "client.go": code} {
-			if err := os.WriteFile(filepath.Join(own, name), []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		run(t, own, "go", "vet", "./...")
-		if !strings.Contains(code, "type Operation struct") {
-			t.Errorf("%.2000s", code)
-		}
-	})
 }
 
 // TestDocumentHasTheContract: all that the design says of volumes and snapshots.

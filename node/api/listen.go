@@ -60,8 +60,11 @@ func isTrusted(ctx context.Context) bool {
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	context.AfterFunc(ctx, func() { close(s.stopping) })
-	routes := compressed(unrouted(s.mux))
+	routes := compressed(s.cfg.Spans.Serve(unrouted(s.mux), s.cfg.Node.Operations, s.traced))
 	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(routes, true)) })
+	if s.oci != nil {
+		group.Go(func() error { return s.serve(ctx, s.oci, s.paced(s.cfg.Node.Door)) })
+	}
 	if s.tcp != nil {
 		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(routes, false)) })
 	}
@@ -69,6 +72,15 @@ func (s *Server) Run(ctx context.Context) error {
 		group.Go(func() error { return s.history.keep(ctx) })
 	}
 	return group.Wait()
+}
+
+// traced is what a request is called in traces: those of the operator alone are.
+func (s *Server) traced(r *http.Request) string {
+	_, pattern := s.mux.Handler(r)
+	if !isTrusted(r.Context()) {
+		return ""
+	}
+	return pattern
 }
 
 // Listen opens the listeners, so that an address in use is found before
@@ -79,6 +91,9 @@ func (s *Server) Listen(ctx context.Context) error {
 		return err
 	}
 	s.socket = newLobby(socket, s.limits.socket, s.limits.socket, s.cfg.Log)
+	if err := s.listenOCI(ctx); err != nil {
+		return errors.Join(err, s.Close())
+	}
 	if s.cfg.Address == "" {
 		return nil
 	}
@@ -94,7 +109,7 @@ func (s *Server) Listen(ctx context.Context) error {
 // Close closes listeners that were opened and not run.
 func (s *Server) Close() error {
 	var errs []error
-	for _, l := range []net.Listener{s.socket, s.tcp} {
+	for _, l := range []net.Listener{s.socket, s.tcp, s.oci} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
@@ -117,6 +132,33 @@ func listenSocket(ctx context.Context, path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("API socket: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// listenOCI opens the door for container runtimes, which are on this host.
+func (s *Server) listenOCI(ctx context.Context) error {
+	if s.cfg.Node.Door == nil {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", s.cfg.Node.Door.Address())
+	if err != nil {
+		return fmt.Errorf("--oci %s: %w", s.cfg.Node.Door.Address(), err)
+	}
+	s.oci = newLobby(l, s.limits.tcp, s.limits.tcp, s.cfg.Log) // all of one host
+	return nil
+}
+
+// paced has a handler's client read on, or be cut off.
+func (s *Server) paced(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := paced{w, s.limits.write}
+		answer.extend()
+		defer answer.extend()
+		if g, known := r.Context().Value(guestKey{}).(*guest); known {
+			defer g.serve(true)()
+		}
+		next.ServeHTTP(answer, r)
+	})
 }
 
 func (s *Server) listenTCP(ctx context.Context) (net.Listener, error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/node/web"
 )
 
@@ -35,7 +37,11 @@ type Config struct {
 	Address string
 	// Metrics is what /metrics shows.
 	Metrics prometheus.Gatherer
-	Log     *slog.Logger
+	// Recent are the last lines of the log; nil for none.
+	Recent func() []byte
+	// Spans are told of the operator's requests; nil is not.
+	Spans *spans.Spans
+	Log   *slog.Logger
 }
 
 // Server is the HTTP interface. Use: New, Listen, Run.
@@ -50,7 +56,11 @@ type Server struct {
 	stopping      chan struct{} // closed when Run is to end: what goes on for ever ends
 	socket        net.Listener
 	tcp           net.Listener
+	oci           net.Listener // of the door for container runtimes, nil without
 }
+
+// goroutinesMax bounds what is said of goroutines, in bytes: of ten thousand and more.
+const goroutinesMax = 8 << 20
 
 // bodyMax bounds a request's JSON body: none holds more than some names.
 const bodyMax = 64 << 10
@@ -157,6 +167,16 @@ func (s *Server) health(a huma.API) {
 			b = append(b, "warning: "+w.About+": "+w.Text+"\n"...)
 		}
 		return b, nil
+	})
+	texts("/api/support/log", "the last lines of the node's log, each a JSON document", func(context.Context) ([]byte, error) {
+		if s.cfg.Recent == nil {
+			return []byte{}, nil
+		}
+		return s.cfg.Recent(), nil
+	})
+	texts("/api/support/goroutines", "what each goroutine of the node is at, for a bug report; some MiB at most", func(context.Context) ([]byte, error) {
+		b := make([]byte, goroutinesMax)
+		return b[:runtime.Stack(b, true)], nil
 	})
 	op := described("GET /metrics", "counters and gauges, as Prometheus takes them")
 	op.Responses["200"] = asText()

@@ -148,10 +148,13 @@ func (b *Boots) replay(m *fetch.Image, list *catalog.Boot) {
 		return
 	}
 	b.start(func(ctx context.Context) {
-		defer m.Listed()()
+		over := m.Listed()
+		defer func() { over() }()
 		_, _, _ = b.flights.Do(fmt.Sprint(*list), func() (any, error) {
 			begun := time.Now()
+			over() // a guest is read ahead for while its list waits for others
 			give, err := b.turns.Take(ctx, struct{}{}, 1)
+			over = m.Listed()
 			if err != nil {
 				return nil, err
 			}

@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// windowLeast is what of a list is on its way at first, in bytes as stored: some runs, each by a connection of its own, as
-	// one that is fresh takes a round trip each time that it doubles what it carries. windowMost is what it grows to: what a
-	// line of 1 Gbit/s carries in 120 ms.
-	windowLeast, windowMost = 4 << 20, 16 << 20
+	// windowFirst is what of a list is on its way at first, in bytes as stored: three requests, each by a connection of its
+	// own, as one that is fresh takes a round trip each time that it doubles what it carries. windowMost is what it grows to,
+	// which a line of 1 Gbit/s carries in 120 ms, and windowLeast what it has on a slow one.
+	windowFirst, windowLeast, windowMost = 8 << 20, 5 << 20, 16 << 20
 	// windowTime is for how long what is on its way keeps the line busy: some round trips of a store that is far away. A line
 	// that is slow has no more, so that what comes first is what is wanted first.
 	windowTime = 300 * time.Millisecond
 	// windowParts is by how many requests a wide window is brought, and requestLeast what one of them brings though it is
-	// narrow, three runs: stores count requests.
-	windowParts, requestLeast = 4, 7 << 19
+	// narrow, which is half of that: stores count requests.
+	windowParts, requestLeast = 4, windowLeast / 2
 )
 
 // window is how much of a list is on its way at most: as much as makes it come faster, and no more. It is pure.
@@ -32,7 +32,7 @@ type window struct {
 	came  int
 }
 
-func newWindow() *window { return &window{size: windowLeast} }
+func newWindow() *window { return &window{size: windowFirst} }
 
 // landed notes that so many bytes have come.
 func (w *window) landed(n int, now time.Time) {
@@ -48,17 +48,24 @@ func (w *window) landed(n int, now time.Time) {
 	}
 }
 
-// following are the objects behind the first part that one request may bring with it, so that all is so many bytes: on a line
-// that is slow a guest that wants the last of them would wait for the others.
-func following(parts []fetch.Part, most int) (out []object.Object) {
-	bytes := parts[0].Stored
-	for _, p := range parts[1:] {
-		if bytes += p.Stored; bytes > most || p.Objects[0].At.Pack != parts[0].Objects[0].At.Pack {
+// request is how many bytes one request brings at most: on a line that is slow a guest that wants the last of them would wait
+// for the others.
+func (w *window) request() int { return max(w.size/windowParts, requestLeast) }
+
+// together returns the first parts, those that one request may bring as they are of one pack and so many bytes at most, and
+// how many bytes they are. Whichever of them comes first to read the origin brings all.
+func together(parts []fetch.Part, most int) (group []fetch.Part, bytes int) {
+	var all []object.Object
+	for _, p := range parts {
+		if len(group) > 0 && (bytes+p.Stored > most || p.Objects[0].At.Pack != parts[0].Objects[0].At.Pack) {
 			break
 		}
-		out = append(out, p.Objects...)
+		group, bytes, all = append(group, p), bytes+p.Stored, append(all, p.Objects...)
 	}
-	return out
+	for i := range group {
+		group[i].Also = all
+	}
+	return group, bytes
 }
 
 // Bring brings in the chunks of a list that are not here, exactly these and in their order, before other bulk where a guest
@@ -76,25 +83,25 @@ func Bring(ctx context.Context, m *fetch.Image, boots bool, list []uint64, came 
 	defer context.AfterFunc(ctx, room.Broadcast)()
 	var all sync.WaitGroup
 	mu.Lock()
-	for i, p := range parts {
-		for under > 0 && under+p.Stored > w.size && ctx.Err() == nil {
+	for len(parts) > 0 && ctx.Err() == nil {
+		group, bytes := together(parts, w.request())
+		if under > 0 && under+bytes > w.size {
 			room.Wait()
+			continue
 		}
-		if ctx.Err() != nil {
-			break
+		parts, under = parts[len(group):], under+bytes
+		for _, p := range group {
+			all.Go(func() {
+				err := m.Bring(ctx, as, p, came)
+				mu.Lock()
+				defer mu.Unlock()
+				if under -= p.Stored; err == nil {
+					w.landed(p.Stored, time.Now())
+				}
+				errs = append(errs, err)
+				room.Signal()
+			})
 		}
-		under += p.Stored
-		p.Also = following(parts[i:], max(w.size/windowParts, requestLeast))
-		all.Go(func() {
-			err := m.Bring(ctx, as, p, came)
-			mu.Lock()
-			defer mu.Unlock()
-			if under -= p.Stored; err == nil {
-				w.landed(p.Stored, time.Now())
-			}
-			errs = append(errs, err)
-			room.Signal()
-		})
 	}
 	mu.Unlock()
 	all.Wait()

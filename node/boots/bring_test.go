@@ -43,14 +43,14 @@ func (l line) bring(parts []int) (came []time.Duration, most int) {
 // than with all that may be.
 func TestWindowFitsTheLine(t *testing.T) {
 	const mbit = 1e6 / 8
-	list := make([]int, 24)
+	list := make([]int, 48)
 	for i := range list {
 		list[i] = 1 << 20
 	}
 	if _, most := (line{1000 * mbit, 60 * time.Millisecond}).bring(list); most != windowMost {
 		t.Errorf("1 Gbit/s at 60 ms: %d bytes on their way", most)
 	}
-	if _, most := (line{100 * mbit, 60 * time.Millisecond}).bring(list); most > windowLeast {
+	if _, most := (line{100 * mbit, 60 * time.Millisecond}).bring(list); most > windowFirst {
 		t.Errorf("100 Mbit/s at 60 ms: %d bytes on their way", most)
 	}
 	rapid.Check(t, func(r *rapid.T) {

@@ -201,7 +201,7 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 		}
 		f.keep(rs, a.page, a)
 		f.keep(rs, a.data, a)
-		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.Pos), node)
+		f.nodes.Keep(&rs.nodes, object.MapKey(a.obj.Pos), node)
 		a.node, a.free = node, nil // it lies in the bytes
 	}
 	landed := f.finish(a, own)

@@ -138,7 +138,7 @@ func (m *Image) readChunk(ctx context.Context, priority exchange.Priority, index
 		return nil
 	}
 	how := m.by(priority)
-	how.looks = true
+	how.looks, how.span = true, m.f.cfg.Spans.Begin("read", exchange.Trace{})
 	r := &chunkRead{m: m, how: how, index: index, off: off, p: p, looked: leaf != nil, Trail: why.Trail{Began: time.Now()}}
 	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
@@ -242,7 +242,7 @@ func (m *Image) runAhead(run readahead.Run) {
 func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
 	var objects []object.Object
 	for i := from; i < end && leaf != nil; i++ {
-		if o, ok := leaf.chunk(i, rs.reach()); ok && !m.f.cfg.Cache.Has(o.ID) {
+		if o, ok := leaf.Chunk(i, rs.reach()); ok && !m.f.cfg.Cache.Has(o.ID) {
 			objects = append(objects, o)
 		}
 	}

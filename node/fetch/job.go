@@ -56,7 +56,7 @@ func newJob(f *Fetcher, rs *rootState, run pack.Run, how request, climb *plan.Jo
 	if climb == nil {
 		return nil
 	}
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: why.TraceIf(how.priority >= exchange.PriorityReadahead && how.from == "")}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: why.TraceIf(how.span != nil || how.priority >= exchange.PriorityReadahead && how.from == "")}
 	j.how.trail = nil
 	climb.Of = j
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
@@ -336,7 +336,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	if near {
 		source = FromFarm
 	}
-	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch || a.Relay, Passed: a.Passed || a.Relay, NoOrigin: j.how.noOrigin || a.Relay}
+	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch || a.Relay, Passed: a.Passed || a.Relay, NoOrigin: j.how.noOrigin || a.Relay, Trace: j.how.span.Name()}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
 			spare = d.Spare.Bytes()

@@ -18,23 +18,7 @@ import (
 // 50 KiB, and a leaf stands for 128 MiB of disk.
 const residentMax = 1024
 
-// mapNode is a decoded map node with its locator page, their names, and how far the
-// lesser of the two may go.
-type mapNode struct {
-	Node     content.Node
-	Page     *pack.Page
-	id, page content.CID
-	reach    cache.Reach
-}
-
-func nodeKey(p content.Pos) uint64 { return uint64(p.Level)<<48 | p.Index }
-
-// chunk returns the object of a chunk that a leaf names; false for a hole.
-func (n *mapNode) chunk(index uint64, reach cache.Reach) (object.Object, bool) {
-	i := int(index % content.MapFanout)
-	at, ok := n.Page.Child(i)
-	return object.Object{Pos: content.Chunk(index), ID: n.Node.Entry(i), At: at, Reach: reach}, ok && !n.Node.Entry(i).IsHole()
-}
+type mapNode = object.MapNode
 
 // leaf returns the map node that names a chunk, if it is in memory.
 func (rs *rootState) leaf(index uint64) *mapNode {
@@ -60,7 +44,7 @@ func (f *Fetcher) pair(ctx context.Context, rs *rootState, p content.Pos, how re
 // node returns the map node at p: from memory, the cache, or by a flight. nil
 // without an error is a hole.
 func (f *Fetcher) node(ctx context.Context, rs *rootState, p content.Pos, how request) (*mapNode, error) {
-	if n := rs.nodes.Get(nodeKey(p)); n != nil && n.reach >= how.reach {
+	if n := rs.nodes.Get(object.MapKey(p)); n != nil && n.Reach >= how.reach {
 		return n, nil
 	}
 	pair, ok, err := f.pair(ctx, rs, p, how)
@@ -72,12 +56,12 @@ func (f *Fetcher) node(ctx context.Context, rs *rootState, p content.Pos, how re
 
 // nodeAt is node where the pair is known.
 func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object.Object, how request) (*mapNode, error) {
-	if n := rs.nodes.Peek(nodeKey(o.Pos)); n != nil && n.reach >= how.reach {
+	if n := rs.nodes.Peek(object.MapKey(o.Pos)); n != nil && n.Reach >= how.reach {
 		return n, nil
 	}
 	if n, err := f.cachedNode(rs, o.Pos, o.Pair, how.reach); err == nil {
 		if !how.passing {
-			f.nodes.Keep(&rs.nodes, nodeKey(o.Pos), n)
+			f.nodes.Keep(&rs.nodes, object.MapKey(o.Pos), n)
 		}
 		return n, nil
 	}
@@ -98,7 +82,7 @@ const mapAhead = 64
 
 // readMapAhead asks for a row of leaves, when the first of them is due and not here. What fails is left to who reads it.
 func (m *Image) readMapAhead(ctx context.Context, n, end uint64) {
-	if n%mapAhead == 0 && m.rs.Load().nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) == nil {
+	if n%mapAhead == 0 && m.rs.Load().nodes.Peek(object.MapKey(content.Pos{Level: 1, Index: n})) == nil {
 		_ = m.readLeaves(ctx, func(yield func(uint64) bool) {
 			for end = min(end, n+mapAhead); n < end && yield(n); n++ {
 			}
@@ -116,7 +100,7 @@ func (m *Image) readLeaves(ctx context.Context, leaves iter.Seq[uint64]) (failed
 		if failed = err; err != nil {
 			break
 		}
-		if ok && rs.nodes.Peek(nodeKey(p)) == nil && !(f.cfg.Cache.Has(pair.Node.CID) && f.cfg.Cache.Has(pair.Page.CID)) {
+		if ok && rs.nodes.Peek(object.MapKey(p)) == nil && !(f.cfg.Cache.Has(pair.Node.CID) && f.cfg.Cache.Has(pair.Page.CID)) {
 			due = append(due, object.Node(p, pair, rs.reach()))
 		}
 	}
@@ -148,10 +132,8 @@ func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, a arrival) (*mapNode,
 		return nil, fmt.Errorf("%s of root %s: %w", p, rs.id, err)
 	}
 	rs.proven.Store(true)
-	return &mapNode{Node: n.Node, Page: n.Page, id: a.data.CID(), page: a.page.CID(), reach: a.obj.Reach}, nil
+	return &mapNode{Node: n.Node, Page: n.Page, ID: a.data.CID(), PageID: a.page.CID(), Reach: a.obj.Reach}, nil
 }
-
-func (n *mapNode) names(p content.Pos) []content.CID { return object.Names(p, n.Node, n.id, n.page) }
 
 // walk visits the nodes of a root's map, those above first, until visit returns
 // false. A node that can't be had is visited as an error, and what is below it
@@ -194,7 +176,7 @@ func (f *Fetcher) names(ctx context.Context, rs *rootState, how request) narrow.
 			if err != nil {
 				return yield(nil, err)
 			}
-			return yield(n.names(p), nil)
+			return yield(n.Names(p), nil)
 		})
 	}
 }

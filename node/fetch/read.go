@@ -154,7 +154,7 @@ func (f *Fetcher) cached(o object.Object) bool {
 // neighbours are the chunks of the run that the leaf of the wanted ones names.
 func (j *job) neighbours() []object.Object {
 	up, _ := j.flights[0].obj.Pos.Parent()
-	leaf := j.rs.nodes.Peek(nodeKey(up))
+	leaf := j.rs.nodes.Peek(object.MapKey(up))
 	if leaf == nil {
 		return nil
 	}
@@ -165,7 +165,7 @@ func (j *job) neighbours() []object.Object {
 	}
 	var out []object.Object
 	for i := range leaf.Page.Len() {
-		if o, ok := leaf.chunk(up.Child(i).Index, reach); ok && o.At.Run() == j.run && !met[o.ID] {
+		if o, ok := leaf.Chunk(up.Child(i).Index, reach); ok && o.At.Run() == j.run && !met[o.ID] {
 			met[o.ID] = true
 			out = append(out, o)
 		}

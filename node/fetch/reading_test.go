@@ -10,18 +10,25 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// TestHitAllocatesNothing: a read of what is here neither allocates nor waits.
+// TestHitAllocatesNothing: a read of what is here neither allocates nor waits, traced or not.
 func TestHitAllocatesNothing(t *testing.T) {
 	w := newWorld(t)
 	im := w.publish(imageConfig{chunks: 16})
-	m := w.join("north", nil)
-	g := m.open(im)
+	for _, traced := range []*spans.Spans{nil, spans.New(noop.NewTracerProvider().Tracer(""))} {
+		hit(t, w, w.join("north", func(c *fetch.Config) { c.Spans = traced }).open(im), im)
+	}
+}
+
+func hit(t *testing.T, w *world, g *fetch.Image, im *image) {
 	if g.TryReadChunk(0, 0, make([]byte, 4096)) {
 		t.Fatal("a chunk that is not here was read")
 	}
@@ -35,6 +42,9 @@ func TestHitAllocatesNothing(t *testing.T) {
 			}
 		}); n > 0 {
 			t.Errorf("chunk %d: %v allocations", index, n)
+		}
+		if n := testing.AllocsPerRun(100, func() { w.check(g.ReadChunk(t.Context(), index, 8192, p)) }); n > 0 {
+			t.Errorf("chunk %d: %v allocations of a read that may wait", index, n)
 		}
 	}
 	b := g.Bytes()

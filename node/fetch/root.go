@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -261,6 +262,7 @@ type request struct {
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
 	trail          *why.Trail   // of a guest's read
+	span           *spans.Span  // what it is done for, where that is traced
 	ask            plan.Peer    // of another farm, first
 	looks          bool         // at the bytes, which stay then, without being a guest's or another member's
 	list           *object.Part // of which it is: nothing is read at the origin beside it but what that says, and this node leads
@@ -280,7 +282,7 @@ func (f *Fetcher) chunk(ctx context.Context, rs *rootState, index uint64, how re
 	if err != nil || leaf == nil {
 		return object.Object{}, false, err
 	}
-	o, ok := leaf.chunk(index, max(how.reach, rs.reach()))
+	o, ok := leaf.Chunk(index, max(how.reach, rs.reach()))
 	return o, ok, nil
 }
 

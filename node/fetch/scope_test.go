@@ -380,7 +380,7 @@ func TestFollowedBeforeItWasLookedUp(t *testing.T) {
 		if !errors.Is(err, content.ErrNotFound) {
 			t.Errorf("who follows its bitmap hears %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("who follows its bitmap hears of nothing that comes")
 	}
 	w.eventually("it shows all", func() bool { return mate.shows(m, im) == im.stats.Chunks })

@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -59,11 +60,18 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 		priority: req.Priority, depth: plan.Received(near, req.Passed),
 		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, reach: reach, noOrigin: req.NoOrigin,
 	}}
+	if member && req.Trace != (exchange.Trace{}) {
+		s.how.span, s.Began = f.cfg.Spans.Begin("serve", req.Trace), time.Now()
+	}
 	end, referred := s.crowd(ctx, near, from.Identity.Role == "")
 	if referred {
 		return
 	}
-	defer func() { end(s.left == 0); f.cfg.Served(from.ID, rs.id, s.sent) }()
+	defer func() {
+		end(s.left == 0)
+		f.cfg.Served(from.ID, rs.id, s.sent)
+		s.how.span.End(s.Of(why.Read{At: s.Began, Took: time.Since(s.Began).Seconds(), Length: int(s.sent)}))
+	}()
 	missing, err := s.fromCache(ctx)
 	if err != nil || len(missing) == 0 {
 		return
@@ -85,6 +93,7 @@ type serving struct {
 	left int   // not sent
 	sent int64 // bytes
 	run  pack.Run
+	why.Trail
 }
 
 // lacks answers that this node hasn't got something, or refers a member of this farm that
@@ -183,7 +192,7 @@ func (s *serving) held(ctx context.Context, index uint64) (held exchange.Object,
 	}
 	if s.req.Level > 0 {
 		n, err := s.f.node(ctx, s.rs, o.Pos, s.here())
-		if err != nil || n == nil || n.id != o.ID || n.page != o.Page {
+		if err != nil || n == nil || n.ID != o.ID || n.PageID != o.Page {
 			return held, false
 		}
 	}
@@ -239,6 +248,7 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 	}
 	flights := s.f.join(s.rs, objects, s.how)
 	for i, fl := range flights {
+		s.Tried(fl.job.trace)
 		v, err := fl.wait(ctx)
 		if err != nil {
 			err = s.absent(objects[i].Pos.Index, err)

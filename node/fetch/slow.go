@@ -19,14 +19,18 @@ func (m *Image) note(r *chunkRead, err error) {
 		m.spent[from].Add(int64(took))
 		m.f.tally.Spent[from].Add(int64(took))
 	}
-	if took < why.Slow {
+	if took < why.Slow && r.how.span == nil {
 		return
 	}
 	out := why.Read{At: r.Began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: from.String(), Chunk: id}
 	if err != nil {
 		out.Source, out.Error = "", content.Line(err)
 	}
-	m.slow.Note(r.Of(out))
+	out = r.Of(out)
+	r.how.span.End(out)
+	if took >= why.Slow {
+		m.slow.Note(out)
+	}
 }
 
 func (m *Image) offset(index uint64) int64 {

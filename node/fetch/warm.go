@@ -216,7 +216,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs []Part, here []u
 	}
 	parts := object.Parts{}
 	for i := range n.Node.Entries {
-		o, ok := n.chunk(leaf*content.MapFanout+uint64(i), m.rs.Load().reach())
+		o, ok := n.Chunk(leaf*content.MapFanout+uint64(i), m.rs.Load().reach())
 		if !ok {
 			continue
 		}

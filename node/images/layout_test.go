@@ -175,7 +175,7 @@ func TestLayOutOfWhatIsNotHere(t *testing.T) {
 		}
 		select {
 		case <-all:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("one is waited for before the next is asked for")
 		case <-ctx.Done():
 		}

@@ -402,3 +402,13 @@ func (im *Images) Harvest(ctx context.Context, op Updater, root fetch.Root, dir 
 	<-warmed // what it could not bring in was read by who needed it, or failed there
 	return said, err
 }
+
+// PublishTree gives a name to a tree that Stow has stored, in place of the tree that it stood for.
+func (im *Images) PublishTree(ctx context.Context, name string, body catalog.Image) error {
+	old, err := im.previous(ctx, content.KindTree, name, true)
+	if err != nil {
+		return err
+	}
+	body.Lineage = old.lineage()
+	return im.replace(ctx, content.KindTree, name, body, old)
+}

@@ -129,8 +129,11 @@ func New(cfg Config) (*Hub, error) {
 	return h, err
 }
 
-// Run drives the instances until ctx ends; their workloads go on.
+// Run drives the instances until ctx ends; their workloads go on. A nil Hub has none.
 func (h *Hub) Run(ctx context.Context) error {
+	if h == nil {
+		return nil
+	}
 	h.mu.Lock()
 	h.ctx = ctx
 	for _, i := range h.all {

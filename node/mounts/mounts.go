@@ -97,7 +97,11 @@ func New(cfg Config) (*Mounts, error) {
 }
 
 // Run brings back what is remembered, until ctx ends; then nothing is mounted any more, and remembered.
+// A nil Mounts has none.
 func (m *Mounts) Run(ctx context.Context) error {
+	if m == nil {
+		return nil
+	}
 	tick := time.Tick(againEvery)
 	for {
 		m.again(ctx)

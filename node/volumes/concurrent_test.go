@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 )
 
@@ -16,7 +17,7 @@ import (
 // pause, snapshots are made, and compared; then the node is gone. Each is of one moment: of
 // a writer that counts up, block by block, it has what that had acknowledged before, nothing
 // that it began after, and no later block without the earlier ones. Durable ones read elsewhere
-// as they did here; the others say so. The changes between two are what a comparison byte by
+// as they did here, and each other one is; the rest say so. The changes between two are what a comparison byte by
 // byte finds.
 func TestSnapshotsBesideWritesAndFolds(t *testing.T) {
 	p := newPair(t)
@@ -68,7 +69,7 @@ func TestSnapshotsBesideWritesAndFolds(t *testing.T) {
 		for w := range writers {
 			before[w] = acked[w].Load()
 		}
-		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: []string{"", terms.Durable}[i%2]}); err != nil {
 			t.Fatal(err)
 		}
 		for w := range writers {

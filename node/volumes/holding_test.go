@@ -297,13 +297,13 @@ func TestHoldersVouch(t *testing.T) {
 	defer cancel()
 	watch.Go(func() { _ = p.a.watchPulse(ctx) })
 	home.hangs.Store(true)
-	write := func() error {
+	write := func(within time.Duration) error {
 		slept.Add(int64(time.Minute))
-		brief, cancel := context.WithTimeout(ctx, time.Second)
+		brief, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
 		return a.front.WriteAt(brief, want[:512], 0, true)
 	}
-	if err := write(); err != nil {
+	if err := write(time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	body, err := p.store.body("disk")
@@ -311,11 +311,11 @@ func TestHoldersVouch(t *testing.T) {
 		t.Fatal(err)
 	}
 	cut.from.Store(new(identity.PeerID(body.Holders[0])))
-	if err := write(); err == nil {
+	if err := write(time.Second); err == nil {
 		t.Error("a holder says nothing, and a write goes on")
 	}
 	cut.from.Store(nil)
-	look, end := context.WithTimeout(ctx, startTimeout+time.Second)
+	look, end := context.WithTimeout(ctx, startTimeout+time.Minute)
 	defer end()
 	if err := a.happen(look, right.Due{}); err != nil { // the record can't be read still
 		t.Error(err)
@@ -324,7 +324,7 @@ func TestHoldersVouch(t *testing.T) {
 		t.Errorf("once it answers: %v", err)
 	}
 	p.b.put(t, "disk", Spec{Takeover: true})
-	if err := write(); err == nil {
+	if err := write(time.Second); err == nil {
 		t.Error("another has it, and a write goes on")
 	}
 	p.b.is(t, "disk", want)

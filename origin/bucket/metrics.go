@@ -22,6 +22,9 @@ type Metrics struct {
 	seconds  *prometheus.HistogramVec
 
 	sent, in, out atomic.Int64
+	// ahead is how far the store's clock was before this one when it answered last, in nanoseconds.
+	ahead  atomic.Int64
+	offset prometheus.GaugeFunc
 }
 
 // Counts are the sums since the bucket was built.
@@ -36,7 +39,7 @@ func WithMetrics(b Bucket) *Metrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "bucket", Name: name, Help: help}
 	}
-	return &Metrics{
+	m := &Metrics{
 		inner:    inner{b},
 		requests: prometheus.NewCounterVec(opts("requests_total", "Requests to the origin."), []string{"op", "outcome"}),
 		bytes:    prometheus.NewCounterVec(opts("bytes_total", "Bytes read from the origin (get) and sent to it (put)."), []string{"op", "outcome"}),
@@ -45,11 +48,15 @@ func WithMetrics(b Bucket) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8), // 1 ms to 16 s
 		}, []string{"op"}),
 	}
+	m.offset = prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("clock_offset_seconds", "How far the store's clock was before this one's when it answered last, to a second or two.")), func() float64 {
+		return time.Duration(m.ahead.Load()).Seconds()
+	})
+	return m
 }
 
 // Collectors returns the metrics.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.bytes, m.seconds}
+	return []prometheus.Collector{m.requests, m.bytes, m.seconds, m.offset}
 }
 
 // Counts returns the sums.
@@ -59,6 +66,13 @@ func (m *Metrics) asked(op string, n int, start time.Time, err error) {
 	m.sent.Add(int64(n))
 	m.requests.WithLabelValues(op, outcome(err)).Add(float64(n))
 	m.seconds.WithLabelValues(op).Observe(time.Since(start).Seconds())
+}
+
+// heard notes what time it is at the store.
+func (m *Metrics) heard(now time.Time) {
+	if !now.IsZero() {
+		m.ahead.Store(int64(time.Until(now)))
+	}
 }
 
 // outcome is a small set of labels, never the text of an error.
@@ -86,6 +100,7 @@ func (m *Metrics) Get(ctx context.Context, key string, r Range) (*Object, error)
 	o, err := m.inner.Get(ctx, key, r)
 	m.asked("get", 1, start, err)
 	if err == nil {
+		m.heard(o.Now)
 		o.Body = &countedBody{o.Body, m}
 	}
 	return o, err
@@ -112,6 +127,7 @@ func (m *Metrics) Put(ctx context.Context, key string, body Body, cond Condition
 	start := time.Now()
 	info, err := m.inner.Put(ctx, key, body, cond)
 	m.asked("put", 1, start, err)
+	m.heard(info.Now)
 	if !errors.Is(err, ErrOpen) {
 		m.out.Add(body.Size())
 		m.bytes.WithLabelValues("put", outcome(err)).Add(float64(body.Size()))

@@ -187,8 +187,6 @@ func noTree(member string) string {
 	switch member {
 	case "ova.xml":
 		return "a XenServer appliance: unpack it, and import the disk"
-	case "oci-layout", "repositories":
-		return "a container image: import what `docker export` or `podman export` gives of a container"
 	}
 	return ""
 }

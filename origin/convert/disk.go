@@ -43,13 +43,16 @@ const (
 	Parallels Format = "parallels"
 	Tar       Format = "tar"
 	Dir       Format = "dir"
+	OCI       Format = "oci" // an archive of a container image
 )
 
 // Options says what to open. Who asks for an import says the first three, and who does it the others.
 type Options struct {
 	Path   string `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
-	Format Format `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
+	Format Format `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir,oci" doc:"auto when not given"`
 	Size   int64  `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+	// Platform is which of a container image's, as linux/arm64; the host's when not given.
+	Platform string `json:"platform,omitempty" doc:"of a container image: OS/ARCHITECTURE[/VARIANT]; this host's when not given" example:"linux/arm64"`
 	// Temp is a folder for the working files of what is compressed, of Tar and of Dir;
 	// they may take as much as the disk's data.
 	Temp string `json:"-"`
@@ -143,9 +146,18 @@ func (o Options) disk(ctx context.Context, s *source) (d Disk, err error) {
 			return nil, err
 		}
 	}
+	if o.Format == OCI || o.Format == Tar && auto {
+		if image, err := isContainer(s); err != nil {
+			return nil, err
+		} else if image {
+			return o.ofContainer(ctx, s)
+		}
+	}
 	switch o.Format {
 	case Raw:
 		return rawDisk{s}, nil
+	case OCI:
+		return nil, fmt.Errorf("%w: it is no archive of a container image", content.ErrInvalid)
 	case Tar:
 		appliance, err := contents(s, !auto)
 		switch {

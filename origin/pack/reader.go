@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// spanMax bounds what one ranged GET of a Reader brings in, in bytes: a run,
-	// and the frame that starts at its end.
-	spanMax = content.RunSize + FrameSizeMax
+	// spanMax bounds what one ranged GET of a Reader brings in, in bytes: the four runs that a line of 1 Gbit/s
+	// carries in the time of a request to a store that is far away, and the frame that starts at their end.
+	spanMax = 4*content.RunSize + FrameSizeMax
 
 	// directoryGuess is how much of a pack's end is read at first: the footer and
 	// the directory of a pack of ordinary chunks.
@@ -55,7 +55,7 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 }
 
 // Stream reads frames of one pack with one ranged GET that covers them all, gaps included; together they span
-// at most a run and a frame. Each is handed to take as soon as it has come, with its place among those asked
+// at most four runs and a frame. Each is handed to take as soon as it has come, with its place among those asked
 // for: over a slow line the first is of use long before the last. It is the taker's for good, or until it
 // calls Free. Where some frames are bad the others are handed on, and the error is ErrCorrupt.
 func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) (err error) {

@@ -31,6 +31,7 @@ var (
 type (
 	// Request asks for objects under one root.
 	Request  = wire.Want
+	Trace    = wire.Trace
 	Priority = wire.Priority
 	Absent   = wire.Absent
 	Queued   = wire.Queued

@@ -113,6 +113,10 @@ func newMetrics(f *Farm) metrics {
 		return to.NewCounter(prometheus.CounterOpts(opts(name, help)))
 	}
 	to.NewGaugeFunc(prometheus.GaugeOpts(opts("live_members", "Live members, this one included.")), func() float64 { return float64(len(f.Live())) })
+	to.NewGaugeFunc(prometheus.GaugeOpts(opts("missing_members", "Members that are gone without a good-bye.")), func() float64 {
+		lost, _ := f.Lost()
+		return float64(len(lost))
+	})
 	return metrics{
 		all:        all,
 		lost:       counter("lost_members_total", "Members that left or died."),

@@ -192,14 +192,22 @@ func (l *Ledger) Ban(id peer.ID, d time.Duration, why string) {
 // ShutOut reports whether no connection is to be had with a peer: it is banned, or its
 // key was revoked.
 func (l *Ledger) ShutOut(id peer.ID) bool {
-	if key, err := KeyOf(id); err == nil {
-		if _, revoked := l.verifier.Revoked(key); revoked {
-			return true
-		}
+	if l.Revoked(id) {
+		return true
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.now().Before(l.bans[id].Until)
+}
+
+// Revoked reports whether a peer's key was revoked.
+func (l *Ledger) Revoked(id peer.ID) bool {
+	key, err := KeyOf(id)
+	if err != nil {
+		return false
+	}
+	_, revoked := l.verifier.Revoked(key)
+	return revoked
 }
 
 // Bans are the peers that are banned now.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/control"
@@ -272,7 +273,10 @@ func (p *proofs) doubt(id peer.ID) {
 }
 
 // doorkeeper is what libp2p asks whom to connect with, where that names the peer.
-type doorkeeper struct{ ledger *identity.Ledger }
+type doorkeeper struct {
+	ledger  *identity.Ledger
+	revoked *atomic.Int64 // times that one with a revoked key has come
+}
 
 func (d doorkeeper) InterceptPeerDial(id peer.ID) bool { return !d.ledger.ShutOut(id) }
 
@@ -280,7 +284,10 @@ func (doorkeeper) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
 
 func (doorkeeper) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 
-func (d doorkeeper) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
+func (d doorkeeper) InterceptSecured(from network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
+	if from == network.DirInbound && d.ledger.Revoked(id) {
+		d.revoked.Add(1)
+	}
 	return !d.ledger.ShutOut(id)
 }
 

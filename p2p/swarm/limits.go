@@ -131,6 +131,7 @@ func (s *Swarm) Collectors() []prometheus.Collector {
 	}
 	counter("relayed_bytes_total", "Bytes of content, sent and received through relays.", s.relayed.Load)
 	counter("carried_bytes_total", "Bytes that were carried for others, as their relay.", s.carried.Load)
+	counter("revoked_callers_total", "Times that somebody has connected with a revoked key, and was refused.", s.revoked.Load)
 	gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) })
 	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
 		gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},

@@ -107,6 +107,7 @@ type Swarm struct {
 	guests    atomic.Int64 // connections with others
 	announced announcements
 	wake      chan struct{} // something is to be announced at once
+	revoked   atomic.Int64  // times that one with a revoked key has come
 	silent    atomic.Int64  // bootstrap members that do not answer
 	built     chan struct{} // closed when the fields above are set
 }
@@ -161,7 +162,7 @@ func (s *Swarm) build() error {
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
 		libp2p.Security(libp2ptls.ID, newTLS), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(s.rankDials)),
-		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
+		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger, &s.revoked}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
 		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}
 	s.host, err = libp2p.New(append(options, s.reaching()...)...)

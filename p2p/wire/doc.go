@@ -27,7 +27,7 @@
 // The payloads (asker's frames marked >, answers <):
 //
 //	 1 Hello      ><  magic "grange-x" (8), version (1), lane (1), certificate chain
-//	 2 Want       >   root (32), level (1), priority (1), indexes; flags 1 = fetch, 2 = passed, 4 = no origin
+//	 2 Want       >   root (32), level (1), priority (1), with flag 8 trace (24), indexes; flags 1 = fetch, 2 = passed, 4 = no origin, 8 = traced
 //	 3 Cancel     >   nothing
 //	 4 Data        <  index (8), raw length (4), page length (4), codec (1), spare KiB/s (4), body, page; flag 1 = acknowledge
 //	 5 Absent      <  indexes; flag 1 = nowhere

@@ -77,7 +77,7 @@ func (t Type) format() (f format, ok bool) {
 	const placed = claimSize + placeSize
 	all := [typeEnd]format{
 		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0, decodeHello},
-		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed | wantNoOrigin, decodeWant},
+		TypeWant:      {wantSize + 2, wantSize + len(Trace{}) + indexesSizeMax, wantFetch | wantPassed | wantNoOrigin | wantTraced, decodeWant},
 		TypeCancel:    {decode: func(uint8, []byte) (Message, error) { return Cancel{}, nil }},
 		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck, nil},
 		TypeAbsent:    {2, indexesSizeMax, absentNowhere, decodeAbsent},

@@ -91,12 +91,19 @@ type Want struct {
 	Passed bool
 	// NoOrigin says that nothing is to be read at the origin for it.
 	NoOrigin bool
+	// Trace is what it is done for, where somebody traces that.
+	Trace Trace
 }
+
+// Trace names a span of a trace, as OpenTelemetry does: the trace (16 bytes), then the span
+// in it (8); zero for none.
+type Trace [24]byte
 
 const (
 	wantFetch = 1 << iota
 	wantPassed
 	wantNoOrigin
+	wantTraced
 )
 
 func (m Want) encode(b []byte) (p []byte, t Type, flags uint8) {
@@ -110,6 +117,10 @@ func (m Want) encode(b []byte) (p []byte, t Type, flags uint8) {
 		flags |= wantNoOrigin
 	}
 	b = append(append(b, m.Root[:]...), byte(m.Level), byte(m.Priority))
+	if m.Trace != (Trace{}) {
+		flags |= wantTraced
+		b = append(b, m.Trace[:]...)
+	}
 	return appendIndexes(b, m.Indexes), TypeWant, flags
 }
 
@@ -121,8 +132,15 @@ func decodeWant(flags uint8, p []byte) (Message, error) {
 	if m.Level > content.LevelMax || m.Priority > PriorityGuest {
 		return nil, fmt.Errorf("%w: level %d, priority %d; the limits are %d and %d", content.ErrCorrupt, m.Level, m.Priority, content.LevelMax, PriorityGuest)
 	}
+	p = p[wantSize:]
+	if flags&wantTraced != 0 {
+		if copy(m.Trace[:], p); len(p) < len(m.Trace)+2 || m.Trace == (Trace{}) {
+			return nil, fmt.Errorf("%w: the trace of a request is cut short, or none", content.ErrCorrupt)
+		}
+		p = p[len(m.Trace):]
+	}
 	var err error
-	m.Indexes, err = decodeIndexes(p[wantSize:])
+	m.Indexes, err = decodeIndexes(p)
 	return m, err
 }
 

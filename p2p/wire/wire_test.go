@@ -38,6 +38,7 @@ func messages() []Message {
 		Hello{LaneBulk, []byte("chain")},
 		Want{Root: root, Level: 0, Priority: 3, Fetch: true, Passed: true, Indexes: []uint64{0, 1, 2, 9, 300, 301, IndexMax}},
 		Want{Root: root, Level: content.LevelMax, Indexes: []uint64{7}},
+		Want{Root: root, Priority: 3, Trace: Trace{0: 1, 23: 9}, Indexes: []uint64{7}},
 		Cancel{},
 		Absent{Indexes: []uint64{4, 5, 70000}},
 		Absent{[]uint64{1}, true},

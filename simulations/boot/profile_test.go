@@ -133,7 +133,7 @@ func profiling(t *testing.T, n *lab.Node) (op api.Operation) {
 // nothingLeft fails where a machine runs that was to be thrown away, or there are working files of one.
 func nothingLeft(t *testing.T, n *lab.Node) {
 	t.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(time.Minute)
 	for tick := time.Tick(50 * time.Millisecond); len(emulators(n)) > 0; {
 		select {
 		case <-tick:

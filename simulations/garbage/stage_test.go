@@ -316,7 +316,10 @@ func (l lane) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Obje
 	}
 	o, err := l.p.s.store.Get(ctx, key, r)
 	if err == nil && v != goes {
-		o.Body = io.NopCloser(io.MultiReader(io.LimitReader(o.Body, o.Size/2), torn{}))
+		o.Body = struct {
+			io.Reader
+			io.Closer // one that stays open keeps a connection, of which there are so many
+		}{io.MultiReader(io.LimitReader(o.Body, o.Size/2), torn{}), o.Body}
 	}
 	return o, err
 }

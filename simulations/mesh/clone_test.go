@@ -41,7 +41,7 @@ func TestCopiedNodeOnAnotherHost(t *testing.T) {
 	_ = first.Restart(t.Context()) // it may be refused before it is ready
 	serving := func() (n int) {
 		for _, x := range []*lab.Node{first, c} {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			if s, err := x.Status(ctx); err == nil && s.Self.ID != "" {
 				n++
 			}
@@ -51,11 +51,12 @@ func TestCopiedNodeOnAnotherHost(t *testing.T) {
 	}
 	await(t, "one of the two serves", func() bool { return serving() == 1 })
 	for quiet := time.After(3 * time.Second); ; {
-		if n := serving(); n != 1 {
+		if n := serving(); n > 1 { // none says so in time on a slow machine
 			t.Fatalf("%d of the two serve", n)
 		}
 		select {
 		case <-quiet:
+			await(t, "one of the two serves still", func() bool { return serving() == 1 })
 			return
 		case <-time.After(100 * time.Millisecond):
 		}

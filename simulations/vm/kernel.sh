@@ -9,7 +9,7 @@ set -eu
 dir=$1
 suite=$2
 prefix=$3
-modules='loop nbd ublk_drv virtio_blk'
+modules='loop nbd ublk_drv virtio_blk xfs'
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -45,8 +45,16 @@ rm -rf "$dir.new"
 mkdir "$dir.new"
 find "$tmp/root" -name 'vmlinuz*' -exec mv {} "$dir.new/vmlinuz" \;
 [ -s "$dir.new/vmlinuz" ] || { echo "$packages: no kernel is in them" >&2; exit 1; }
-for name in $modules; do
-  find "$tmp/root" -name "$name.ko.xz" -exec xz -dc {} \; >"$dir.new/$name.ko"
-  [ -s "$dir.new/$name.ko" ] || { echo "$packages: no module $name is in them" >&2; exit 1; }
-done
+take() {
+  for name in "$@"; do
+    find "$tmp/root" -name "$name.ko.xz" -exec xz -dc {} \; >"$dir.new/$name.ko"
+    [ -s "$dir.new/$name.ko" ] || { echo "$packages: no module $name is in them" >&2; exit 1; }
+    # Guests load in the order of the names, which is right for those that these need.
+    needs=$(grep -ao 'depends=[a-z0-9_,]*' "$dir.new/$name.ko" | head -n 1 | cut -d= -f2 | tr , ' ')
+    # shellcheck disable=SC2086 # they are words
+    take $needs
+  done
+}
+# shellcheck disable=SC2086 # they are words
+take $modules
 mv "$dir.new" "$dir"

@@ -15,6 +15,7 @@ import (
 const tools = `
 	fio:fio nbdkit:nbdkit nbd-client:nbd-client
 	mke2fs:e2fsprogs mkfs.ext4:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs dumpe2fs:e2fsprogs resize2fs:e2fsprogs
+	mkfs.xfs:xfsprogs xfs_growfs:xfsprogs blkid:util-linux
 	mount:mount umount:mount losetup:mount blkdiscard:util-linux blockdev:util-linux fallocate:util-linux
 	fstrim:util-linux lsblk:util-linux wipefs:util-linux dmesg:util-linux findmnt:util-linux setpriv:util-linux
 	dd:coreutils cp:coreutils sha256sum:coreutils stat:coreutils sync:coreutils truncate:coreutils

@@ -69,14 +69,33 @@ func (o Object) Dense() bool {
 // RunKey is what a run's lead is chosen by.
 func RunKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
 
-// Names are the names that a map node brings: of itself, its page, and the chunks of a
+// MapNode is a decoded map node with its locator page, their names, and how far the
+// lesser of the two may go.
+type MapNode struct {
+	Node       content.Node
+	Page       *pack.Page
+	ID, PageID content.CID
+	Reach      cache.Reach
+}
+
+// MapKey is what the nodes of a root's map are called by in memory.
+func MapKey(p content.Pos) uint64 { return uint64(p.Level)<<48 | p.Index }
+
+// Chunk returns the object of a chunk that a leaf names; false for a hole.
+func (n *MapNode) Chunk(index uint64, reach cache.Reach) (Object, bool) {
+	i := int(index % content.MapFanout)
+	at, ok := n.Page.Child(i)
+	return Object{Pos: content.Chunk(index), ID: n.Node.Entry(i), At: at, Reach: reach}, ok && !n.Node.Entry(i).IsHole()
+}
+
+// Names are the names that a map node at p brings: of itself, its page, and the chunks of a
 // leaf.
-func Names(p content.Pos, n content.Node, id, page content.CID) []content.CID {
-	out := []content.CID{id, page}
+func (n *MapNode) Names(p content.Pos) []content.CID {
+	out := []content.CID{n.ID, n.PageID}
 	if p.Level > 1 {
 		return out
 	}
-	for _, id := range n.Entries {
+	for _, id := range n.Node.Entries {
 		if !id.IsHole() {
 			out = append(out, id)
 		}

@@ -6,7 +6,7 @@ import "github.com/grangemesh/grange/origin/pack"
 type Part struct {
 	Stored  int // bytes at the origin
 	Objects []Object
-	// Also are objects of the same pack that are wanted next: where nobody else is to read them, one request brings both.
+	// Also are objects of the same pack that are wanted with it: where nobody else is to read them, one request brings all.
 	Also []Object
 }
 

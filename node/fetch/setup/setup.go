@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/spans"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
@@ -91,6 +92,8 @@ type Config struct {
 	// is for none. Members that are asked to bring it in are told so. What others ask of
 	// this node is theirs.
 	NoOrigin func(content.Ref) bool
+	// Spans are told what reads wait for, and what is brought in for members that trace; nil is not.
+	Spans *spans.Spans
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log may be nil.

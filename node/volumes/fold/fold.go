@@ -155,7 +155,7 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 	f.cfg.At(StepSealed)
 	for range overtakenTries {
 		was := f.cfg.Record()
-		if err = f.settle(ctx, store); err == nil {
+		if err = f.settle(ctx, store, through); err == nil {
 			err = f.move(ctx, store, through, want)
 		}
 		if now := f.cfg.Record(); !errors.Is(err, content.ErrConflict) || now.Base == was.Base && slices.Equal(now.Segments, was.Segments) {
@@ -181,9 +181,13 @@ func (f *Fold) seal(ctx context.Context, tails *Tails) (content.Position, error)
 }
 
 // settle brings the record to the place of each snapshot that is not durable, for a
-// snapshot's record names what the volume's does up to there.
-func (f *Fold) settle(ctx context.Context, store bucket.Bucket) error {
+// snapshot's record names what the volume's does up to there. Those that came since the
+// fold has sealed the journal are the next one's: a record never goes back.
+func (f *Fold) settle(ctx context.Context, store bucket.Bucket, through content.Position) error {
 	for _, at := range f.cfg.Pending() {
+		if at.Seq > through.Seq {
+			break
+		}
 		if f.cfg.Journal.Keep(at) == nil { // also once its snapshot needs it no more
 			defer f.cfg.Journal.Release(at)
 		}

@@ -373,6 +373,7 @@ type deed struct {
 	block   int64
 	fill    byte
 	crash   Step
+	beside  Step // a snapshot is made there
 	each    int
 	applied bool
 	want    Want
@@ -383,7 +384,7 @@ func TestFoldsUnderFaults(t *testing.T) {
 	deeds := rapid.SliceOfN(rapid.Custom(func(r *rapid.T) deed {
 		return deed{
 			rapid.IntRange(0, 3).Draw(r, "do"), rapid.Int64Range(0, diskSize/block-1).Draw(r, "block"), rapid.Byte().Draw(r, "fill"),
-			rapid.SampledFrom(append(steps(t), "none")).Draw(r, "crash at"), rapid.IntRange(1, 7).Draw(r, "a fault each"),
+			rapid.SampledFrom(append(steps(t), "none")).Draw(r, "crash at"), rapid.SampledFrom(append(steps(t), "none")).Draw(r, "a snapshot at"), rapid.IntRange(1, 7).Draw(r, "a fault each"),
 			rapid.Bool().Draw(r, "applied"), rapid.SampledFrom([]Want{Safe, Safe, Chunks}).Draw(r, "want"),
 		}
 	}), 1, 12)
@@ -395,6 +396,25 @@ func TestFoldsUnderFaults(t *testing.T) {
 			r.Fatal(err)
 		}
 	})
+}
+
+// steps is what happens at the steps of a fold.
+func (w *world) steps(d deed, snapshots map[content.Position][]byte) func(Step) error {
+	return func(s Step) error {
+		if s == d.beside {
+			fault := w.fault
+			w.failing(nil)
+			w.write(d.block, d.fill)
+			if at, made := w.snapshot(); made {
+				snapshots[at] = bytes.Clone(w.disk)
+			}
+			w.failing(fault)
+		}
+		if s == d.crash {
+			return errFailed
+		}
+		return nil
+	}
 }
 
 func underFaults(t *testing.T, row []deed) error {
@@ -409,12 +429,7 @@ func underFaults(t *testing.T, row []deed) error {
 				snapshots[at] = bytes.Clone(w.disk)
 			}
 		case 3:
-			w.at = func(s Step) error {
-				if s == d.crash {
-					return errFailed
-				}
-				return nil
-			}
+			w.at = w.steps(d, snapshots)
 			n := 0
 			w.failing(func(mem.Call) mem.Fault {
 				if n++; d.each < 6 && n%d.each == 0 {

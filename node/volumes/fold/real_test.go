@@ -141,6 +141,65 @@ func TestAVolumeIsTheSameElsewhere(t *testing.T) {
 	}
 }
 
+// TestASnapshotThatComesBesideAFold: a fold that brings all into chunks finds snapshots whose
+// places lie behind the one that it began at. The record goes no further back than it was,
+// what the journal is cut at is what the record says, and the next fold makes them durable.
+func TestASnapshotThatComesBesideAFold(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(t.TempDir(), "here")
+	if err := volume.Create(dir, w.body.ID); err != nil {
+		t.Fatal(err)
+	}
+	vol := w.attach(t, dir, w.record(), 1)
+	write := func(at, n int) {
+		t.Helper()
+		data := bytes.Repeat([]byte{byte(at)}, n*block)
+		copy(w.disk[at*block:], data)
+		if err := vol.WriteAt(t.Context(), data, int64(at)*block, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshots, beside := map[content.Position][]byte{}, true
+	w.at = func(s Step) error {
+		for n := 1; s == StepSealed && beside && n <= content.ChunkSizeDefault/block; n *= 32 { // less than a chunk goes as a segment
+			write(16*n, n)
+			at, err := vol.Seal(t.Context())
+			if err == nil {
+				err = w.revise(t.Context(), func(v *catalog.Volume) error { v.Shared = at.Seq; return nil })
+			}
+			if err != nil {
+				return err
+			}
+			snapshots[at], w.pending = bytes.Clone(w.disk), append(w.pending, at)
+		}
+		return nil
+	}
+	write(1, 1)
+	cfg := w.config()
+	cfg.Journal = vol
+	f := New(cfg)
+	for range 2 {
+		if err := f.Run(t.Context(), Chunks); err != nil {
+			t.Fatal(err)
+		}
+		beside = false
+	}
+	if err := vol.Close(); err != nil {
+		t.Fatal(err)
+	}
+	vol = w.attach(t, dir, w.record(), 1)
+	defer vol.Close()
+	here := make([]byte, diskSize)
+	if err := vol.ReadAt(t.Context(), here, 0); err != nil || !bytes.Equal(here, w.disk) || !bytes.Equal(w.readElsewhere(t, w.record()), w.disk) {
+		t.Errorf("other bytes are read than were written; %v", err)
+	}
+	for at, want := range snapshots {
+		if v, ok := w.settled[at]; !ok || !bytes.Equal(w.readElsewhere(t, v), want) {
+			t.Errorf("snapshot of %v: durable %t, or other bytes", at, ok)
+		}
+	}
+}
+
 // TestBytesOfFlushesAtTheOrigin: what random writes of 4 KiB cost the bucket under the policy
 // `origin`, flushed each so many, and folded again and again: a tail has little beside what was
 // written, and a fold sends that once more where a record would name too many of them.

@@ -212,7 +212,7 @@ func TestTailsUnderFaults(t *testing.T) {
 	deeds := rapid.SliceOfN(rapid.Custom(func(r *rapid.T) deed {
 		return deed{
 			rapid.IntRange(0, 8).Draw(r, "do"), rapid.Int64Range(0, diskSize/block-1).Draw(r, "block"), rapid.Byte().Draw(r, "fill"),
-			rapid.SampledFrom(append(steps(t), "none", "none", "none")).Draw(r, "crash at"), rapid.IntRange(1, 12).Draw(r, "a fault each"),
+			rapid.SampledFrom(append(steps(t), "none", "none", "none")).Draw(r, "crash at"), rapid.SampledFrom(append(steps(t), "none")).Draw(r, "a snapshot at"), rapid.IntRange(1, 12).Draw(r, "a fault each"),
 			rapid.Bool().Draw(r, "applied"), rapid.SampledFrom([]Want{Safe, Safe, Safe, Chunks}).Draw(r, "want"),
 		}
 	}), 1, 30)
@@ -254,16 +254,14 @@ func tailsUnderFaults(t *testing.T, row []deed) error {
 				snapshots[at] = bytes.Clone(w.disk)
 			}
 		case 7:
-			w.at = func(s Step) error {
-				if s == d.crash {
-					return errFailed
-				}
-				return nil
-			}
+			w.at = w.steps(d, snapshots)
 			if err := w.fold().Run(t.Context(), d.want); errors.Is(err, content.ErrFenced) {
 				return err
 			}
 			w.at = nil
+			for at, disk := range snapshots { // some were made beside the fold
+				disks[at.Seq] = disk
+			}
 		case 8:
 			w.failing(nil)
 			if err := w.takenOver(disks, flushed); err != nil {

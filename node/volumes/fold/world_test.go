@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"log/slog"
@@ -93,7 +94,7 @@ func (j *memory) Merge(_ context.Context, w io.Writer, after, through content.Po
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if after.Seq < j.base.Seq {
-		return content.SegmentRef{}, content.ErrNotFound
+		return content.SegmentRef{}, fmt.Errorf("%w: the journal begins behind %v", content.ErrNotFound, after)
 	}
 	var row []write
 	newest := j.within(after, through)
@@ -115,8 +116,12 @@ func (j *memory) Release(content.Position) {}
 func (j *memory) Changes(after, through content.Position, _ int64) iter.Seq2[blockdev.Range, error] {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	blocks := slices.Sorted(maps.Keys(j.within(after, through)))
+	blocks, gone := slices.Sorted(maps.Keys(j.within(after, through))), after.Seq < j.base.Seq
 	return func(yield func(blockdev.Range, error) bool) {
+		if gone {
+			yield(blockdev.Range{}, fmt.Errorf("%w: the journal begins behind %v", content.ErrNotFound, after))
+			return
+		}
 		for _, at := range blocks {
 			if !yield(blockdev.Range{Offset: at * block, Length: block}, nil) {
 				return
@@ -145,6 +150,9 @@ func (j *memory) ReadAsOf(ctx context.Context, p []byte, off int64, through cont
 func (j *memory) Rebase(src volume.Source, _ int64, chunkSize int, base content.Position) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if base.Seq < j.base.Seq {
+		return fmt.Errorf("%w: the journal begins behind %v", content.ErrNotFound, base)
+	}
 	j.source, j.chunk, j.base = src, chunkSize, base
 	j.writes = slices.DeleteFunc(j.writes, func(w write) bool { return w.Seq <= base.Seq })
 	return nil
@@ -284,8 +292,12 @@ func (w *world) revise(ctx context.Context, change func(*catalog.Volume) error) 
 		base, body := w.known, w.body
 		w.mu.Unlock()
 		body.Segments = slices.Clone(body.Segments)
+		was := body.Through()
 		if err := change(&body); err != nil {
 			return err
+		}
+		if body.Through().Seq < was.Seq {
+			w.t.Errorf("a record that had all up to %v has it up to %v", was, body.Through())
 		}
 		b, err := body.Encode(codec)
 		if err != nil {

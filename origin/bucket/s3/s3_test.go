@@ -335,7 +335,7 @@ func TestAStoreThatGoesAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := b.Get(ctx, "records/a", bucket.Range{}); !errors.Is(err, content.ErrUnavailable) || ctx.Err() != nil {
 		t.Errorf("get: %v, want ErrUnavailable, at once", err)

@@ -187,9 +187,9 @@ func pace(t *testing.T, s *Turns, p wire.Priority, size int) (stop func() int) {
 	ended := make(chan int)
 	go func() {
 		n := 0
-		for k := NewTicket("bulk", p); s.Wait(ctx, k) == nil; n++ {
+		k := NewTicket("bulk", p)
+		for k.Size = size; s.Wait(ctx, k) == nil; n++ { // as whoever answers says before; else turns that cost nothing yet are given at once
 			s.Give(k, size)
-			k.Size = size
 		}
 		ended <- n
 	}()
@@ -246,6 +246,7 @@ func TestGuestOvertakesUnderTheRate(t *testing.T) {
 			<-time.After(777 * time.Millisecond)
 			begun := time.Now()
 			k := NewTicket("guest", wire.PriorityGuest)
+			k.Size = size
 			if err := s.Wait(t.Context(), k); err != nil {
 				t.Fatal(err)
 			}

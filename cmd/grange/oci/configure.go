@@ -1,0 +1,168 @@
+// Package oci is the commands that have container runtimes pull through a node.
+package oci
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"cuelabs.dev/go/oci/ociregistry/ociref"
+
+	"github.com/grangemesh/grange/cmd/grange/ask"
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// Commands are those of grange oci.
+type Commands struct {
+	Configure configure `cmd:"" help:"Have containerd ask this node first, and the registry itself for what the node has not."`
+}
+
+const (
+	// everyRegistry is containerd's name for all that have no folder of their own.
+	everyRegistry = "_default"
+	hostsFile     = "hosts.toml"
+	// backupFile has what stood there before.
+	backupFile = hostsFile + ".before-grange"
+	// What is ours in a file stands between two lines.
+	blockBegin, blockEnd = "# grange: begin; `grange oci configure --remove` takes this out", "# grange: end"
+)
+
+type configure struct {
+	Registry []string `help:"Registries to ask this node for, as docker.io; all when not given." placeholder:"NAME" env:"-"`
+	CertsDir string   `type:"path" help:"Folder of containerd's hosts.toml files: the config_path of its configuration." default:"/etc/containerd/certs.d"`
+	Address  string   `help:"Where the node serves images: its --oci." default:"127.0.0.1:5050"`
+	Remove   bool     `help:"Put back what was there: for the given registries, else for all." env:"-"`
+}
+
+// Run writes, or removes.
+func (c *configure) Run(_ context.Context, std ask.Stdio) error {
+	if host, _, err := net.SplitHostPort(c.Address); err != nil || !api.IsLoopback(host) {
+		return fmt.Errorf("%w: --address %q: want HOST:PORT of loopback, as the node's --oci", ask.ErrUsage, c.Address)
+	}
+	for _, name := range c.Registry {
+		if name != everyRegistry && !ociref.IsValidHost(name) {
+			return fmt.Errorf("%w: --registry %q: want the name of a registry, as docker.io, or %s", ask.ErrUsage, name, everyRegistry)
+		}
+	}
+	names := c.Registry
+	switch {
+	case len(names) > 0:
+	case c.Remove:
+		files, err := filepath.Glob(filepath.Join(c.CertsDir, "*", hostsFile))
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			names = append(names, filepath.Base(filepath.Dir(f)))
+		}
+	default:
+		names = []string{everyRegistry}
+	}
+	for _, name := range names {
+		done, err := c.one(filepath.Join(c.CertsDir, name))
+		if err != nil {
+			return fmt.Errorf("%s: %w", filepath.Join(c.CertsDir, name, hostsFile), err)
+		}
+		if done != "" {
+			fmt.Fprintf(std.Out, "%s: %s\n", filepath.Join(c.CertsDir, name, hostsFile), done)
+		}
+	}
+	if !c.Remove {
+		c.hint(std.Out)
+	}
+	return nil
+}
+
+// hint says what containerd wants beside.
+func (c *configure) hint(w io.Writer) {
+	config, err := os.ReadFile("/etc/containerd/config.toml")
+	if err == nil && bytes.Contains(config, []byte("config_path")) {
+		return
+	}
+	fmt.Fprintf(w, "containerd reads this once its config.toml has config_path = %q under its registry section, and it was restarted; ctr wants --hosts-dir %s\n", c.CertsDir, c.CertsDir)
+}
+
+// one does the file of one registry, and says what.
+func (c *configure) one(dir string) (string, error) {
+	file, backup := filepath.Join(dir, hostsFile), filepath.Join(dir, backupFile)
+	now, err := os.ReadFile(file)
+	absent := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !absent {
+		return "", err
+	}
+	without, had := strip(now)
+	if c.Remove {
+		if !had {
+			return "", nil
+		}
+		return putBack(file, backup, without)
+	}
+	next := insert(without, c.block())
+	if bytes.Equal(now, next) {
+		return "as it should be already", nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if !absent && !had {
+		if err := durable.WriteFile(backup, now, 0o644); err != nil {
+			return "", err
+		}
+	}
+	return "written", durable.WriteFile(file, next, 0o644)
+}
+
+// putBack has there what was there before, with what was changed since by others.
+func putBack(file, backup string, without []byte) (string, error) {
+	before, err := os.ReadFile(backup)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && len(bytes.TrimSpace(without)) == 0:
+		err = os.Remove(file)
+		_ = os.Remove(filepath.Dir(file)) // unless there is something else in it
+		return "removed", err
+	case err == nil && bytes.Equal(before, without):
+		return "put back", os.Rename(backup, file)
+	case err == nil || errors.Is(err, fs.ErrNotExist):
+		return "put back, with what was changed since", durable.WriteFile(file, without, 0o644)
+	}
+	return "", err
+}
+
+// block is what is ours.
+func (c *configure) block() string {
+	return fmt.Sprintf("%s\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n%s\n", blockBegin, "http://"+c.Address, blockEnd)
+}
+
+// strip takes what is ours out of a file.
+func strip(b []byte) (rest []byte, had bool) {
+	before, after, found := strings.Cut(string(b), blockBegin+"\n")
+	_, after, ended := strings.Cut(after, blockEnd+"\n")
+	if !found || !ended {
+		return b, false
+	}
+	return []byte(before + after), true
+}
+
+// insert puts what is ours before the first table of a file: containerd asks hosts in their order.
+func insert(b []byte, block string) []byte {
+	at := 0
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(strings.TrimSpace(line), "[") {
+			break
+		}
+		at += len(line)
+	}
+	head := string(b[:at])
+	if head != "" && !strings.HasSuffix(head, "\n") {
+		head += "\n"
+	}
+	return []byte(head + block + string(b[at:]))
+}

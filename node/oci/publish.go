@@ -1,0 +1,299 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// publishKind is what operations that publish an image are called.
+	publishKind = "oci-publish"
+	// publishAgain is how long after one was asked for the same is not, and settle how long after a blob of
+	// it was wanted the first: those who pull have the line.
+	publishAgain, settle = 5 * time.Minute, 2 * time.Second
+	// publishTries is how often one is asked for.
+	publishTries = 4
+	// fetchesMax is how many blobs are brought in at once to be published.
+	fetchesMax = 3
+)
+
+// image is what is to be published: of that reference, the manifest or index that it stands for, and the
+// manifest of the platform that was asked for.
+type image struct {
+	Place place         `cbor:"place"`
+	Ref   string        `cbor:"ref"`
+	Top   item          `cbor:"top"`
+	Image digest.Digest `cbor:"image"`
+	Size  int64         `cbor:"size"`
+	// Access is of what was pushed here; else it is found out.
+	Access access `cbor:"access,omitempty"`
+}
+
+// publishes are those that this node has asked for lately.
+type publishes struct {
+	at      *lru.Cache[string, time.Time]
+	storing sync.Mutex // held while one is stored
+}
+
+// asked has the image of a blob published that a client has read: once in a while, by a member that may.
+func (d *Door) asked(p place, it item) {
+	of, ok := d.known.item(p, it.Of)
+	if !ok || it.Of == "" || p.Registry == "" {
+		return
+	}
+	top, ok := d.topOf(p, of)
+	if !ok {
+		return
+	}
+	q := image{Place: p, Ref: of.Ref, Top: top, Image: of.Digest, Size: of.Size}
+	key := p.prefix() + " " + q.Ref + " " + string(q.Top.Digest) + " " + string(q.Image)
+	if at, ok := d.publishes.at.Get(key); ok && d.cfg.Now().Sub(at) < publishAgain || d.running.Err() != nil {
+		return
+	}
+	d.publishes.at.Add(key, d.cfg.Now())
+	d.work.Add(1)
+	go func() {
+		defer d.work.Done()
+		wait := settle
+		for range publishTries {
+			select {
+			case <-time.After(wait):
+			case <-d.running.Done():
+				return
+			}
+			if err := d.askPublish(d.running, q); err == nil || errors.Is(err, content.ErrForbidden) {
+				return
+			}
+			wait *= 4
+		}
+	}()
+}
+
+// topOf is what the reference stands for that an image was asked for as.
+func (d *Door) topOf(p place, of item) (item, bool) {
+	if isDigest(of.Ref) {
+		return d.known.item(p, digest.Digest(of.Ref))
+	}
+	if t, ok := d.known.tag(p, of.Ref); ok {
+		return d.known.item(p, t.Item.Digest)
+	}
+	return item{}, false
+}
+
+// askPublish asks members to publish an image, those that rendezvous ranks first for its name first.
+func (d *Door) askPublish(ctx context.Context, q image) error {
+	failed := fmt.Errorf("%w: no member of the farm may publish images", content.ErrForbidden)
+	for _, id := range d.ranked(q.Place.prefix() + ":" + q.Ref) {
+		err := error(nil)
+		if id == d.cfg.Self {
+			err = d.publish(ctx, q)
+		} else {
+			err = d.callPublish(ctx, id, q)
+		}
+		if err == nil || !errors.Is(err, content.ErrForbidden) && !errors.Is(err, content.ErrUnavailable) {
+			return err
+		}
+		if !errors.Is(err, content.ErrForbidden) {
+			failed = err
+		}
+	}
+	return failed
+}
+
+func (d *Door) callPublish(ctx context.Context, id peer.ID, q image) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	_, err := ask[image, struct{}](ctx, d, id, publishMethod, q)
+	return err
+}
+
+// publish begins to publish an image, if this node may.
+func (d *Door) publish(ctx context.Context, q image) error {
+	if !d.cfg.MayPublish {
+		return fmt.Errorf("publish %s: %w: this node's role does not allow it", q.Place, content.ErrForbidden)
+	}
+	name, err := q.Place.name(q.Ref)
+	for _, err := range []error{err, q.Place.check(), checkDigest(q.Top.Digest), checkDigest(q.Image)} {
+		if err != nil {
+			return err
+		}
+	}
+	if t, err := d.tree(ctx, q.Place, q.Ref); err == nil && t.top.Digest == q.Top.Digest {
+		if _, ok := t.files[q.Image]; ok {
+			return nil
+		}
+	}
+	_, err = d.cfg.Operations.StartQueued(publishKind, name, func(ctx context.Context, op *operations.Operation) error {
+		return d.store(ctx, op, name, q)
+	})
+	return err
+}
+
+// store brings in what an image lacks here, and publishes it as a tree.
+func (d *Door) store(ctx context.Context, op *operations.Operation, name string, q image) error {
+	d.publishes.storing.Lock() // each takes the disk and the line
+	defer d.publishes.storing.Unlock()
+	who, err := d.accessOf(ctx, q)
+	if err != nil {
+		return err
+	}
+	stage, err := os.MkdirTemp(d.cfg.Dir, "stage-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(stage)
+	if err := d.fill(ctx, stage, q, who); err != nil {
+		return fmt.Errorf("publish %q: %w", name, err)
+	}
+	scope := content.Mesh()
+	if who == some {
+		scope = content.Farm(d.cfg.Farm)
+	}
+	body, _, err := d.cfg.Library.Stow(ctx, op, images.ToStow{Dir: stage, Scope: scope})
+	if err == nil {
+		body.Source = name
+		err = d.cfg.Library.PublishTree(ctx, name, body)
+	}
+	if err == nil {
+		op.Update(func(v *operations.View) { v.Total = v.Done })
+		d.cfg.Log.Info("an image was published", "name", name, "digest", q.Top.Digest, "scope", scope)
+	}
+	return err
+}
+
+// accessOf finds out who may read an image: this node takes nobody's word that everybody may.
+func (d *Door) accessOf(ctx context.Context, q image) (access, error) {
+	u := d.upstream(q.Place)
+	if q.Access == pushed || u == nil {
+		return q.Access, nil
+	}
+	it, err := u.head(ctx, q.Place, true, q.Ref, "")
+	_, refused := errors.AsType[*refusal](err)
+	switch {
+	case refused:
+		return some, nil
+	case err == nil && it.Digest == q.Top.Digest:
+		d.known.proved(q.Place, "")
+		return everybody, nil
+	case err == nil:
+		return "", fmt.Errorf("%s stands for another image by now: %w", q.Ref, content.Stale)
+	case isAway(err) && d.known.mayRead(q.Place, "", proofKept):
+		return everybody, nil
+	}
+	return some, nil
+}
+
+// fill makes an OCI layout in a folder: of the image, and of the platforms that the tree had before.
+func (d *Door) fill(ctx context.Context, dir string, q image, who access) error {
+	blobs := filepath.Join(dir, blobsDir, string(digest.SHA256))
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	top, err := d.put(ctx, blobs, q.Place, d.as(q, q.Top.Digest, q.Top.Size, true))
+	if err != nil {
+		return err
+	}
+	m, err := parseManifest(top)
+	if err != nil {
+		return err
+	}
+	if q.Image != q.Top.Digest && !m.names(q.Image) {
+		return fmt.Errorf("%w: %s is not in %s", content.ErrInvalid, q.Image, q.Top.Digest)
+	}
+	parts := []manifest{m}
+	if m.isIndex() {
+		parts = nil
+		old, _ := d.tree(ctx, q.Place, q.Ref)
+		for _, one := range m.Manifests {
+			had := old != nil && old.top.Digest == q.Top.Digest
+			if had {
+				_, had = old.files[one.Digest]
+			}
+			if one.Digest != q.Image && !had {
+				continue
+			}
+			b, err := d.put(ctx, blobs, q.Place, d.as(q, one.Digest, one.Size, true))
+			if err != nil {
+				return err
+			}
+			part, err := parseManifest(b)
+			if err != nil {
+				return err
+			}
+			parts = append(parts, part)
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(fetchesMax)
+	for _, part := range parts {
+		for _, one := range part.named() {
+			group.Go(func() error {
+				_, err := d.put(ctx, blobs, q.Place, d.as(q, one.Digest, one.Size, part.isIndex()))
+				return err
+			})
+		}
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return d.describe(dir, q, m, who)
+}
+
+func (d *Door) as(q image, id digest.Digest, size int64, manifest bool) item {
+	return item{Digest: id, Size: size, Manifest: manifest, Ref: q.Ref}
+}
+
+// put brings in a blob and has it in a folder too; it returns it if it is a manifest.
+func (d *Door) put(ctx context.Context, dir string, p place, it item) ([]byte, error) {
+	if it.Manifest && it.Size > manifestMax {
+		return nil, fmt.Errorf("manifest %s: %w: it has %d bytes", it.Digest, content.ErrInvalid, it.Size)
+	}
+	x, err := d.bring(ctx, p, it, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.close()
+	if _, err := x.await(ctx, it.Size, it.Size); err != nil {
+		return nil, err
+	}
+	if err := os.Link(x.path, filepath.Join(dir, it.Digest.Encoded())); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	if it.Manifest {
+		return x.bytes(ctx)
+	}
+	return nil, nil
+}
+
+// describe writes what a layout has beside its blobs.
+func (d *Door) describe(dir string, q image, top manifest, who access) error {
+	index := ocispec.Index{
+		MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{accessNote: string(who)},
+		Manifests: []ocispec.Descriptor{{MediaType: top.media(), Digest: q.Top.Digest, Size: q.Top.Size, Annotations: map[string]string{ocispec.AnnotationRefName: q.Ref}}},
+	}
+	index.SchemaVersion = 2
+	b, err := json.Marshal(index)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, indexFile), b, 0o644)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, layoutFile), layout(), 0o644)
+	}
+	return err
+}
