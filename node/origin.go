@@ -51,13 +51,7 @@ type Origin struct {
 }
 
 // The states of an origin.
-const (
-	originNone        = "none"
-	originOK          = "ok"
-	originReadOnly    = "read-only"
-	originUnreachable = "unreachable"
-	originRefused     = "refused"
-)
+const originNone, originOK, originReadOnly, originUnreachable, originRefused = "none", "ok", "read-only", "unreachable", "refused"
 
 // origin is the object store of this node: there or not, writable or not. A node
 // works without one; it is looked for again and again.

@@ -128,11 +128,7 @@ type Neighbourhood struct {
 }
 
 // The states of a farm.
-const (
-	FarmNone   = "none"
-	FarmOK     = "ok"
-	FarmCutOff = "cut off"
-)
+const FarmNone, FarmOK, FarmCutOff = "none", "ok", "cut off"
 
 // Neighbourhood says whether the farm's members are here, and who is not.
 func (n *Node) Neighbourhood() Neighbourhood {
