@@ -91,6 +91,8 @@ var walls = []struct {
 	{"blockdev", "origin", "a volume reads chunks through its Source, wherever they come from"},
 	{"blockdev", "p2p", "a volume reads chunks through its Source, wherever they come from"},
 	{"blockdev", "node", "a node joins the wings; the wings don't know it"},
+	{"node/web", "node", "the dashboard is files and how they are sent: what it shows it reads from the API, as any client"},
+	{"node/web", "origin", "the dashboard is files and how they are sent"},
 	{"node", "cmd", "code enters at cmd and flows down"},
 	{"node", "simulations", "simulations use the product, never the other way round"},
 	{"cmd", "simulations", "simulations use the product, never the other way round"},

@@ -41,21 +41,17 @@ const (
 
 // Origin is how the object store stands.
 type Origin struct {
-	URL      string `json:"url,omitempty"`
-	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
-	Detail   string `json:"detail,omitempty"`
-	Requests int64  `json:"requests" doc:"sent to it, repeated ones too"`
-	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
+	URL         string  `json:"url,omitempty"`
+	State       string  `json:"state" enum:"none,ok,read-only,unreachable,refused"`
+	Detail      string  `json:"detail,omitempty"`
+	Requests    int64   `json:"requests" doc:"sent to it, repeated ones too"`
+	BytesIn     int64   `json:"bytes_in" doc:"bytes read from it, metadata included"`
+	RateMax     int64   `json:"bytes_per_second_max,omitempty" doc:"that this node reads at most; 0: no limit"`
+	RequestsMax float64 `json:"requests_per_second_max,omitempty" doc:"that it sends at most; 0: no limit"`
 }
 
 // The states of an origin.
-const (
-	originNone        = "none"
-	originOK          = "ok"
-	originReadOnly    = "read-only"
-	originUnreachable = "unreachable"
-	originRefused     = "refused"
-)
+const originNone, originOK, originReadOnly, originUnreachable, originRefused = "none", "ok", "read-only", "unreachable", "refused"
 
 // origin is the object store of this node: there or not, writable or not. A node
 // works without one; it is looked for again and again.
@@ -433,7 +429,7 @@ func (o *origin) collectors() []prometheus.Collector {
 
 func (o *origin) view() Origin {
 	s := o.now()
-	i := Origin{URL: o.url, State: s.state, Detail: s.detail}
+	i := Origin{URL: o.url, State: s.state, Detail: s.detail, RateMax: o.cfg.OriginLimits.Bytes, RequestsMax: o.cfg.OriginLimits.Requests}
 	if s.counted != nil {
 		i.Requests, i.BytesIn = s.counted.Counts().Requests, s.counted.Counts().BytesIn
 	}

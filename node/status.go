@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
@@ -105,14 +106,20 @@ func (n *Node) peer(p peer.AddrInfo, who trust.Identity, state string) Peer {
 	return Peer{Received: moved.Received, Sent: moved.Sent, Asked: n.fetch.Tally().Of(p.ID), ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: path.Address, Way: path.Way, Addrs: swarm.Texts(p)}
 }
 
-// Path says how this node is connected with a member, by its ID; "" when it is not.
-func (n *Node) Path(id string) string {
-	p, err := peer.Decode(id)
-	if err != nil {
-		return ""
+// Members are all whom this node and its peers have met, each with how this node is connected with it.
+func (n *Node) Members(ctx context.Context) []membership.Member {
+	all := n.Membership.Members(ctx)
+	for i, m := range all {
+		if id, err := peer.Decode(m.ID); err == nil && m.State == membership.StateConnected {
+			path, moved := n.swarm.Path(id), n.exchange.With(id)
+			all[i].Path, all[i].Way, all[i].Received, all[i].Sent, all[i].Failures = path.Address, string(path.Way), moved.Received, moved.Sent, n.fetch.Tally().Of(id).Failures
+		}
 	}
-	return n.swarm.Path(p).Address
+	return all
 }
+
+// Moved is what this node has read since its start, by where it came from, and what of the origin.
+func (n *Node) Moved() (fetch.Bytes, Origin) { return n.fetch.Bytes(), n.origin.view() }
 
 // Neighbourhood is how this node's farm stands.
 type Neighbourhood struct {
@@ -121,11 +128,7 @@ type Neighbourhood struct {
 }
 
 // The states of a farm.
-const (
-	FarmNone   = "none"
-	FarmOK     = "ok"
-	FarmCutOff = "cut off"
-)
+const FarmNone, FarmOK, FarmCutOff = "none", "ok", "cut off"
 
 // Neighbourhood says whether the farm's members are here, and who is not.
 func (n *Node) Neighbourhood() Neighbourhood {

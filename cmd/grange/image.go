@@ -149,10 +149,10 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 	return f.Name(), nil
 }
 
-type imageLsCmd struct{}
+type imageLsCmd struct{ ask.Choice }
 
 func (c *imageLsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
-	return listImages(ctx, app, std, "/api/images")
+	return listImages(ctx, app, std, c.Of("/api/images"))
 }
 
 // listImages lists images, or trees. It says too when the list is not whole, which a short one does not show.

@@ -50,16 +50,16 @@ func (c *meshPeersCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) er
 	})
 }
 
-type meshMembersCmd struct{}
+type meshMembersCmd struct{ ask.Choice }
 
 func (c *meshMembersCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
-	return ask.Tell(ctx, app, std, ask.Get("/api/members"), membersTable)
+	return ask.Tell(ctx, app, std, ask.Get(c.Of("/api/members")), membersTable)
 }
 
 func membersTable(w io.Writer, members []api.Member) {
 	fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
 	for _, m := range members {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, ask.Moment(m.LastSeen), cmp.Or(m.Path, "-"), m.ID)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, ask.Moment(m.LastSeen), cmp.Or(strings.TrimSpace(m.Way+" "+m.Path), "-"), m.ID)
 	}
 }
 

@@ -22,10 +22,10 @@ type operationCmd struct {
 	Resume operationPauseCmd  `cmd:"" help:"Have it go on."`
 }
 
-type operationLsCmd struct{}
+type operationLsCmd struct{ ask.Choice }
 
 func (c *operationLsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
-	return ask.Tell(ctx, app, std, ask.Get("/api/operations"), func(w io.Writer, ops []api.Operation) {
+	return ask.Tell(ctx, app, std, ask.Get(c.Of("/api/operations")), func(w io.Writer, ops []api.Operation) {
 		fmt.Fprintln(w, "ID\tKIND\tTARGET\tSTATE\tDONE\tSTARTED\tERROR")
 		for _, op := range ops {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", op.ID, op.Kind, op.Target, op.State, ask.Progress(op), ask.Moment(op.Started), op.Error)

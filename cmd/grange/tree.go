@@ -56,10 +56,10 @@ func (c *treeImportCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) e
 	return app.Operate(ctx, std, "PUT", treePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source}, Scope: scope, Replace: c.Replace})
 }
 
-type treeLsCmd struct{}
+type treeLsCmd struct{ ask.Choice }
 
 func (c *treeLsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
-	return listImages(ctx, app, std, "/api/trees")
+	return listImages(ctx, app, std, c.Of("/api/trees"))
 }
 
 type treeMountCmd struct {

@@ -2,16 +2,11 @@ package api
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/fetch"
@@ -86,78 +81,6 @@ func ageless[T any](v T) T {
 		v.ETA = 0
 	}
 	return v
-}
-
-// Page is the input of routes that list.
-type Page struct {
-	Limit int    `query:"limit" minimum:"1" doc:"at most so many; all when not given"`
-	After string `query:"after" maxLength:"255" doc:"what comes behind this one, which need not be there any more"`
-}
-
-// Listed is one page of a list, Tagged as well.
-type Listed[T any] struct {
-	Status int
-	ETag   string `header:"ETag" doc:"of all but the ages"`
-	Link   string `header:"Link" doc:"the next page, as rel=next; absent on the last"`
-	Body   []T
-}
-
-// part cuts a page out of a list: pages go by key, in an order of the keys. A list that
-// is wanted whole keeps its own.
-func part[T any](in Page, list []T, key func(T) string, order func(a, b string) int) (page []T, link string) {
-	page = append([]T{}, list...) // an empty list is [], never null
-	if in == (Page{}) {
-		return page, ""
-	}
-	slices.SortFunc(page, func(a, b T) int { return order(key(a), key(b)) })
-	if in.After != "" {
-		page = slices.DeleteFunc(page, func(v T) bool { return order(key(v), in.After) <= 0 })
-	}
-	if in.Limit > 0 && len(page) > in.Limit {
-		page = page[:in.Limit]
-		link = nextPage(in.Limit, key(page[in.Limit-1]))
-	}
-	return page, link
-}
-
-func nextPage(limit int, last string) string {
-	next := url.Values{"limit": {strconv.Itoa(limit)}, "after": {last}}
-	return "<?" + next.Encode() + `>; rel="next"`
-}
-
-// also keeps what else a list was asked for with in the link to its next page.
-func also(link, name, value string) string {
-	if link == "" || value == "" {
-		return link
-	}
-	return strings.Replace(link, "<?", "<?"+url.Values{name: {value}}.Encode()+"&", 1)
-}
-
-func listed[T any](in IfNoneMatch, page []T, link string, err error) (*Listed[T], error) {
-	timeless := make([]T, len(page))
-	for i, v := range page {
-		timeless[i] = ageless(v)
-	}
-	etag, status, failed := in.tag(timeless)
-	return &Listed[T]{status, etag, link, page}, cmp.Or(err, failed)
-}
-
-func newestFirst(a, b string) int { return cmp.Compare(b, a) }
-
-// lists registers a route that lists by name or ID.
-func lists[T any](a huma.API, path, summary string, key func(T) string, list func(context.Context) ([]T, error)) {
-	route(a, "GET "+path, summary, func(ctx context.Context, in *struct {
-		Page
-		IfNoneMatch
-	}) (*Listed[T], error) {
-		all, err := list(ctx)
-		order := cmp.Compare[string]
-		if path == operationsPath {
-			order = newestFirst
-		}
-		page, link := part(in.Page, all, key, order)
-		return listed(in.IfNoneMatch, page, link, err)
-	})
 }
 
 // What a node says, and takes, goes out and comes in as it is.

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,13 +36,17 @@ func TestPages(t *testing.T) {
 			slices.Reverse(want)
 			order = newestFirst
 		}
-		page, link := part(Page{}, list, func(s string) string { return s }, order)
-		if !slices.Equal(page, list) || page == nil || link != "" {
-			t.Fatalf("the whole list: %q, link %q", page, link)
+		whole, err := part(Page{}, list, func(s string) string { return s }, order)
+		if !slices.Equal(whole.page, list) || whole.page == nil || whole.link != "" || err != nil {
+			t.Fatalf("the whole list: %+v, %v", whole, err)
 		}
 		in := Page{Limit: rapid.IntRange(1, 5).Draw(t, "limit")}
 		for {
-			page, link = part(in, list, func(s string) string { return s }, order)
+			cut, err := part(in, list, func(s string) string { return s }, order)
+			page, link := cut.page, cut.link
+			if err != nil || cut.total != strconv.Itoa(len(list)) {
+				t.Fatalf("%s of %d, %v", cut.total, len(list), err)
+			}
 			if len(page) > in.Limit || !slices.Equal(page, want[:len(page)]) {
 				t.Fatalf("behind %q: %q, want the first of %q", in.After, page, want)
 			}
@@ -62,6 +67,42 @@ func TestPages(t *testing.T) {
 			t.Fatalf("without %q", want)
 		}
 	})
+}
+
+// TestChosenPages: pages in a row have those that match, in the order of a member, whatever that is.
+func TestChosenPages(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	scope := content.Farm("lyon")
+	list := []images.Image{{Name: "a", Size: 9, Source: "/x.RAW"}, {Name: "b", Size: 10, Signed: at, Scope: scope}, {Name: "c", Size: 9, Confirmed: true, Age: 0.5}, {Name: "d", Stored: 1 << 63, Source: "y.raw"}}
+	for _, x := range []struct{ match, sort, want string }{
+		{"", "size", "d a c b"}, {"", "-size", "b c a d"}, {"", "-signed_at", "b d c a"}, {"", "confirmed", "a b d c"}, {"", "stored", "a b c d"}, {"", "-stored", "d c b a"}, {"", "-age_seconds", "c d b a"},
+		{".raw", "", "a d"}, {"LYON", "-name", "b"}, {"nothing", "size", ""}, {"", "-scope", "b d c a"},
+	} {
+		in, got := Page{Limit: 1, Choice: Choice{x.match, x.sort}}, []string{}
+		for {
+			p, err := part(in, list, func(i images.Image) string { return i.Name }, cmp.Compare[string])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range p.page {
+				got = append(got, i.Name)
+			}
+			if p.link == "" {
+				break
+			}
+			next, err := url.Parse(strings.TrimSuffix(strings.TrimPrefix(p.link, "<"), `>; rel="next"`))
+			if err != nil || next.Query().Get("match") != x.match || next.Query().Get("sort") != x.sort {
+				t.Fatalf("%s: %v", p.link, err)
+			}
+			in.After = next.Query().Get("after")
+		}
+		if strings.Join(got, " ") != x.want {
+			t.Errorf("%+v: %v", x, got)
+		}
+	}
+	if _, err := part(Page{Choice: Choice{Sort: "bytes"}}, list, func(i images.Image) string { return i.Name }, cmp.Compare[string]); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("by what has parts: %v", err)
+	}
 }
 
 // TestETags: what a client has is not sent again, unless more than its age has changed.

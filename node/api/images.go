@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 
@@ -68,15 +69,12 @@ func (s *Server) shelf(a huma.API, at string, root content.RootKind) {
 	images := s.cfg.Node.Images
 	route(a, "GET "+at, "those that there are, and their tags, by name", func(ctx context.Context, in *struct {
 		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"at most so many"`
-		After string `query:"after" maxLength:"255" doc:"what comes behind this one, which need not be there any more"`
+		After string `query:"after" maxLength:"1024" doc:"what comes behind this one, which need not be there any more; with sort what the Link to the next page says"`
+		Choice
 		IfNoneMatch
 	}) (*Listed[Image], error) {
-		page, more, err := images.List(ctx, root, in.After, in.Limit)
-		link := ""
-		if more && len(page) > 0 {
-			link = nextPage(in.Limit, page[len(page)-1].Name)
-		}
-		return listed(in.IfNoneMatch, page, link, err)
+		page, err := s.shelved(ctx, root, Page{in.Limit, in.After, in.Choice})
+		return listed(in.IfNoneMatch, page, err)
 	})
 	route(a, "GET "+at+"/{name}", "one, or a tag of one", func(ctx context.Context, in *struct {
 		Named
@@ -104,6 +102,51 @@ func (s *Server) shelf(a huma.API, at string, root content.RootKind) {
 	route(a, "DELETE "+at+"/{name}/pin", "let its chunks be evicted", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, images.Unpin(ctx, in.Name)
 	})
+}
+
+// namesAtOnce is how many names are looked through at once for those that are asked for.
+const namesAtOnce = 1000
+
+// shelved is a page of the images, or trees. By name the origin lists no more than the page; in another order all of them are
+// looked at, whose records are here as a rule.
+func (s *Server) shelved(ctx context.Context, root content.RootKind, in Page) (paged[Image], error) {
+	out, at, wanted := paged[Image]{page: []Image{}}, in.After, in.Limit
+	if in.Match != "" {
+		wanted = namesAtOnce
+	}
+	if in.Sort == "name" {
+		in.Sort = ""
+	} else if in.Sort != "" {
+		at, wanted = "", namesAtOnce
+	}
+	for more := true; more; {
+		var some []Image
+		var err error
+		if some, more, err = s.cfg.Node.Images.List(ctx, root, at, wanted); err != nil {
+			return out, err
+		}
+		for _, i := range some {
+			at = i.Name
+			if !matches(in.Match, i) {
+				continue
+			}
+			if in.Sort == "" && len(out.page) == in.Limit {
+				out.link = in.kept(nextPage(in.Limit, out.page[in.Limit-1].Name))
+				return out, nil
+			}
+			out.page = append(out.page, i)
+		}
+		if in.Sort == "" && len(out.page) == in.Limit && more {
+			out.link = in.kept(nextPage(in.Limit, at))
+			return out, nil
+		}
+		more = more && len(some) > 0
+	}
+	if in.Sort == "" {
+		return out, nil
+	}
+	in.Match = "" // they do
+	return part(in, out.page, func(i Image) string { return i.Name }, cmp.Compare[string])
 }
 
 // shelfWork registers what is done to an image or tree in the background.

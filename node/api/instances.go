@@ -31,16 +31,16 @@ func (s *Server) instances(a huma.API) {
 		a = refusing(a, node.ErrNoVolumes)
 	}
 	route(a, "GET "+instancesPath, "the instances of this node, or of the mesh", func(ctx context.Context, in *struct {
-		Page
-		IfNoneMatch
+		Asked
 		All bool `query:"all" doc:"those of the whole mesh, each with the node that has it"`
 	}) (*Listed[Instance], error) {
 		all, everywhere := hub.List, ""
 		if in.All {
 			all, everywhere = func() []Instance { return hub.Everywhere(ctx) }, "true"
 		}
-		page, link := part(in.Page, all(), func(i Instance) string { return i.Name }, cmp.Compare[string])
-		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), nil)
+		page, err := part(in.Page, all(), func(i Instance) string { return i.Name }, cmp.Compare[string])
+		page.link = also(page.link, "all", everywhere)
+		return listed(in.IfNoneMatch, page, err)
 	})
 	named(a, "GET "+instancesPath+"/{name}", "one instance", hub.Get)
 	route(a, "PUT "+instancesPath+"/{name}", "provision an instance; without a body as it was before", func(ctx context.Context, in *struct {

@@ -46,7 +46,7 @@ type served struct {
 func serveTest(t *testing.T, l limits) served {
 	t.Helper()
 	mux := http.NewServeMux()
-	s := served{newServer(Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, mux, l), "", "", make(chan struct{}), make(chan struct{}, 64)}
+	s := served{newServer(Config{Node: &node.Node{}, Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, mux, l), "", "", make(chan struct{}), make(chan struct{}, 64)}
 	s.token = testToken
 	mux.HandleFunc("/api/volumes/{name}", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
 	mux.HandleFunc("/api/resolve/fast", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })

@@ -22,8 +22,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/gzhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/web"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
@@ -57,13 +59,17 @@ func isTrusted(ctx context.Context) bool {
 // done; then it lets requests in hand end.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	routes := s.cfg.Spans.Serve(unrouted(s.mux), s.cfg.Node.Operations, s.traced)
+	context.AfterFunc(ctx, func() { close(s.stopping) })
+	routes := compressed(s.cfg.Spans.Serve(unrouted(s.mux), s.cfg.Node.Operations, s.traced))
 	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(routes, true)) })
 	if s.oci != nil {
 		group.Go(func() error { return s.serve(ctx, s.oci, s.paced(s.cfg.Node.Door)) })
 	}
 	if s.tcp != nil {
 		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(routes, false)) })
+	}
+	if s.history != nil {
+		group.Go(func() error { return s.history.keep(ctx) })
 	}
 	return group.Wait()
 }
@@ -263,7 +269,26 @@ func isOpen(method, path string) bool {
 // isFree tells the open routes that cost next to nothing: they are served whoever asks
 // for what else.
 func isFree(path string) bool {
-	return path == "/healthz" || path == "/readyz" || path == "/openapi.json"
+	return path == "/healthz" || path == "/readyz" || path == "/openapi.json" || path == "/" || strings.HasPrefix(path, web.Prefix)
+}
+
+// packedMin is what is worth packing: less goes in one piece anyway.
+const packedMin = 1400
+
+// compressed has documents packed for who takes them so: lists say the same words again and again.
+func compressed(h http.Handler) http.Handler {
+	wrap, err := gzhttp.NewWrapper(gzhttp.MinSize(packedMin), gzhttp.ContentTypes([]string{"application/json", "text/html", "text/css", "text/javascript"}), gzhttp.EnableZstd(false))
+	if err != nil {
+		panic(err) // of the options, which are right
+	}
+	packs := wrap(h)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isProxied(r.URL.Path) { // what an instance answers is its own
+			h.ServeHTTP(w, r)
+			return
+		}
+		packs.ServeHTTP(w, r)
+	})
 }
 
 func (s *Server) hasToken(r *http.Request) bool {

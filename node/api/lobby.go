@@ -270,5 +270,10 @@ func (p paced) Write(b []byte) (int, error) {
 	return p.ResponseWriter.Write(b)
 }
 
+// Flush sends what there is, for who wraps this one and looks for no more than a Flusher.
+func (p paced) Flush() {
+	_ = http.NewResponseController(p.ResponseWriter).Flush() // a client that has gone away is found out by the next write
+}
+
 // Unwrap lets http.ResponseController find what it looks for.
 func (p paced) Unwrap() http.ResponseWriter { return p.ResponseWriter }

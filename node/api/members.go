@@ -4,19 +4,23 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
 	route(a, "GET /api/peers", "this node and the members it knows", func(_ context.Context, in *Page) (*Answer[Peers], error) {
-		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, cmp.Compare[string])
-		return answer(Peers{n.Self(), page}, nil)
+		page, err := part(*in, n.Peers(), func(p Peer) string { return p.ID }, cmp.Compare[string])
+		return answer(Peers{n.Self(), page.page}, err)
 	})
 	route(a, "GET /api/peers/{peer}/ping", "reach a member, have it answer, and say by what way", func(ctx context.Context, in *struct {
 		Peer  string `path:"peer" maxLength:"512" doc:"its peer ID, its name, the beginning of one, or a full multiaddr, percent-encoded"`
@@ -41,13 +45,8 @@ func (s *Server) members(a huma.API) {
 // mesh has the routes by which an admin says who belongs to the mesh.
 func (s *Server) mesh(a huma.API) {
 	n := s.cfg.Node
-	lists(a, "/api/members", "everybody whom this node and its peers have met", func(m Member) string { return m.ID }, func(ctx context.Context) ([]Member, error) {
-		all := n.Membership.Members(ctx)
-		for i := range all {
-			all[i].Path = n.Path(all[i].ID)
-		}
-		return all, nil
-	})
+	lists(a, "/api/members", "everybody whom this node and its peers have met", func(m Member) string { return m.ID }, func(ctx context.Context) ([]Member, error) { return n.Members(ctx), nil })
+	lists(a, "/api/farms", "their farms, and how the members of each are reached", func(f Farm) string { return f.Farm }, func(ctx context.Context) ([]Farm, error) { return farmsOf(n.Members(ctx)), nil })
 	route(a, "DELETE /api/members/{id}", "end a membership, for good", func(ctx context.Context, in *struct {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
 		Myself bool   `query:"myself" doc:"although it is this node itself"`
@@ -102,4 +101,46 @@ func (s *Server) tokens(a huma.API) {
 	}) (*struct{}, error) {
 		return nil, n.Membership.RevokeToken(in.ID)
 	})
+}
+
+// Farm is one, as this node sees it.
+type Farm struct {
+	Farm    string `json:"farm" doc:"empty for those of none, which are seeds"`
+	Members int    `json:"members" doc:"those that were not revoked"`
+	LAN     int    `json:"lan" doc:"that are connected with this node through a subnet that both are in"`
+	Direct  int    `json:"direct" doc:"from address to address"`
+	Relayed int    `json:"relayed" doc:"through a third member"`
+	Away    int    `json:"away" doc:"and that are not connected with it"`
+	Revoked int    `json:"revoked,omitempty"`
+}
+
+// farmsOf counts members by farm.
+func farmsOf(all []Member) []Farm {
+	of := map[string]*Farm{}
+	for _, m := range all {
+		f := of[m.Farm]
+		if f == nil {
+			f = &Farm{Farm: m.Farm}
+			of[m.Farm] = f
+		}
+		f.Members++
+		switch {
+		case m.State == membership.StateRevoked:
+			f.Members--
+			f.Revoked++
+		case m.Way == string(swarm.LAN):
+			f.LAN++
+		case m.Way == string(swarm.Direct):
+			f.Direct++
+		case m.Way == string(swarm.Through):
+			f.Relayed++
+		case m.State != membership.StateSelf:
+			f.Away++
+		}
+	}
+	out := []Farm{}
+	for _, name := range slices.Sorted(maps.Keys(of)) {
+		out = append(out, *of[name])
+	}
+	return out
 }

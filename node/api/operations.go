@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -54,6 +55,49 @@ func (s *Server) operations(a huma.API) {
 		})
 	}
 	s.events(a)
+	s.allEvents(a)
+}
+
+// aliveInterval is how often who follows all operations hears that the node is there.
+const aliveInterval = 2 * time.Second
+
+// allEvents streams what becomes of all operations: those that run when the client comes, and later ones.
+func (s *Server) allEvents(a huma.API) {
+	op := described("GET /api/events", "what becomes of all operations, as it does")
+	op.Responses["200"] = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{}}
+	defer func() {
+		op.Responses["200"].Content["text/event-stream"].Schema = &huma.Schema{Type: huma.TypeString, Description: "events `operation`, whose data is an Operation, and `alive`, with the time, every two seconds"}
+	}()
+	sse.Register(a, op, map[string]any{"operation": Operation{}, "alive": ""}, func(ctx context.Context, _ *struct{}, send sse.Sender) {
+		tick := time.NewTicker(eventInterval)
+		defer tick.Stop()
+		seen, first, alive := map[string]int{}, true, time.Time{}
+		for {
+			if time.Since(alive) > aliveInterval {
+				if alive = time.Now(); send.Data(alive.UTC().Format(time.RFC3339)) != nil {
+					return
+				}
+			}
+			for _, v := range slices.Backward(s.cfg.Node.Operations.List()) {
+				before := seen[v.ID]
+				seen[v.ID] = v.Revision // as many as the node keeps, and those that it has forgotten since
+				if before == v.Revision || first && v.State != operations.Running {
+					continue
+				}
+				if send.Data(v) != nil {
+					return
+				}
+			}
+			first = false
+			select {
+			case <-tick.C:
+			case <-s.stopping:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 }
 
 // events streams an operation's progress. Each event's ID is the operation's revision:

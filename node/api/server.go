@@ -23,6 +23,7 @@ import (
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/spans"
+	"github.com/grangemesh/grange/node/web"
 )
 
 // Config says what to serve and where.
@@ -51,6 +52,8 @@ type Server struct {
 	strangersRate *rate.Limiter
 	mux           *http.ServeMux
 	token         string
+	history       *history
+	stopping      chan struct{} // closed when Run is to end: what goes on for ever ends
 	socket        net.Listener
 	tcp           net.Listener
 	oci           net.Listener // of the door for container runtimes, nil without
@@ -66,6 +69,7 @@ const bodyMax = 64 << 10
 func New(cfg Config) *Server {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	s := newServer(cfg, http.NewServeMux(), defaultLimits())
+	s.history = &history{moved: cfg.Node.Moved}
 	a := humago.New(s.mux, humaConfig(cfg.Node.Version()))
 	s.images(a)
 	s.volumes(a)
@@ -75,13 +79,18 @@ func New(cfg Config) *Server {
 	s.members(a)
 	s.names(a)
 	s.health(a)
+	s.alone(a)
+	route(a, "GET /api/history", "what this node has read in the last hour, and where it came from", func(context.Context, *struct{}) (*Answer[History], error) {
+		return answer(s.history.view(), nil)
+	})
+	web.Mount(s.mux.Handle)
 	finish(a.OpenAPI())
 	return s
 }
 
 func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
 	return &Server{
-		cfg: cfg, limits: l, strangers: semaphore.NewWeighted(l.strangers), strangersRate: rate.NewLimiter(l.strangersRate, int(l.strangersRate)), mux: mux,
+		cfg: cfg, stopping: make(chan struct{}), limits: l, strangers: semaphore.NewWeighted(l.strangers), strangersRate: rate.NewLimiter(l.strangersRate, int(l.strangersRate)), mux: mux,
 	}
 }
 

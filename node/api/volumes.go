@@ -25,8 +25,7 @@ func (s *Server) volumes(a huma.API) {
 		a = refusing(a, node.ErrNoVolumes)
 	}
 	route(a, "GET "+volumesPath, "the volumes of this node, or of the mesh", func(ctx context.Context, in *struct {
-		Page
-		IfNoneMatch
+		Asked
 		All bool `query:"all" doc:"those of the whole mesh, each with the node that has it"`
 	}) (*Listed[Volume], error) {
 		list, everywhere := func(context.Context) ([]Volume, error) { return vols.List(), nil }, ""
@@ -34,10 +33,20 @@ func (s *Server) volumes(a huma.API) {
 			list, everywhere = vols.Everywhere, "true"
 		}
 		all, err := list(ctx)
-		page, link := part(in.Page, all, func(v Volume) string { return v.Name }, cmp.Compare[string])
-		return listed(in.IfNoneMatch, page, also(link, "all", everywhere), err)
+		if err != nil {
+			return nil, err
+		}
+		page, err := part(in.Page, s.risked(all...), func(v Volume) string { return v.Name }, cmp.Compare[string])
+		page.link = also(page.link, "all", everywhere)
+		return listed(in.IfNoneMatch, page, err)
 	})
-	named(a, "GET "+volumesPath+"/{name}", "one volume", vols.Find)
+	named(a, "GET "+volumesPath+"/{name}", "one volume", func(ctx context.Context, name string) (Volume, error) {
+		v, err := vols.Find(ctx, name)
+		if err != nil {
+			return v, err
+		}
+		return s.risked(v)[0], nil
+	})
 	named(a, "GET "+volumesPath+"/{name}/why", "the slowest reads of the last minutes, and what was tried for them", s.cfg.Node.Why)
 	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *With[VolumeSpec]) (*Made[Volume], error) {
 		v, created, err := vols.Put(ctx, in.Name, in.Body)
@@ -167,7 +176,7 @@ func (s *Server) changes(a huma.API, vols *volumes.Volumes) {
 		Limit int    `query:"limit" minimum:"1" maximum:"10000" default:"10000" doc:"at most so many"`
 		After int64  `query:"after" minimum:"0" doc:"end of the extent that they come behind"`
 	}) (*Listed[Extent], error) {
-		page, link := []Extent{}, ""
+		page, link := []Extent{}, "" // which nobody counts
 		for x, err := range vols.Changes(ctx, in.Name, in.From, in.To) {
 			if err != nil {
 				return nil, err
@@ -183,7 +192,7 @@ func (s *Server) changes(a huma.API, vols *volumes.Volumes) {
 			}
 			page = append(page, Extent(x))
 		}
-		return listed(in.IfNoneMatch, page, link, nil)
+		return listed(in.IfNoneMatch, paged[Extent]{page, link, ""}, nil)
 	})
 }
 
@@ -200,13 +209,16 @@ func (s *Server) snapshots(a huma.API, vols *volumes.Volumes) {
 	s.take(a, vols)
 	s.changes(a, vols)
 	route(a, "GET "+snapshotsPath, "snapshots of the mesh's volumes", func(ctx context.Context, in *struct {
-		Page
-		IfNoneMatch
+		Asked
 		Volume string `query:"volume" maxLength:"270" doc:"of this volume alone"`
 	}) (*Listed[Snapshot], error) {
 		all, err := vols.Snapshots(ctx, in.Volume)
-		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, terms.CompareSnapshots)
-		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume), err)
+		if err != nil {
+			return nil, err
+		}
+		page, err := part(in.Page, all, func(v Snapshot) string { return v.ID }, terms.CompareSnapshots)
+		page.link = also(page.link, "volume", in.Volume)
+		return listed(in.IfNoneMatch, page, err)
 	})
 	named(a, "GET "+snapshotsPath+"/{name}", "one snapshot", vols.FindSnapshot)
 	route(a, "DELETE "+snapshotsPath+"/{name}", "delete a snapshot; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {

@@ -46,8 +46,12 @@ type Member struct {
 	ID    string      `json:"id" doc:"its peer ID"`
 	Name  string      `json:"name,omitempty" doc:"what the member calls itself, which proves nothing"`
 	State MemberState `json:"state" enum:"this node,connected,away,revoked"`
-	// Path is for the node to fill in, which knows the connections.
+	// Path, and the others up to LastSeen, are for the node to fill in, which knows the connections.
 	Path     string    `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one"`
+	Way      string    `json:"way,omitempty" enum:"LAN,direct,relayed" doc:"what that connection leads through"`
+	Received int64     `json:"received_bytes,omitempty" doc:"of content, from it, since this node started"`
+	Sent     int64     `json:"sent_bytes,omitempty" doc:"of content, to it"`
+	Failures int64     `json:"failures,omitempty" doc:"of requests to it that it failed, or left unanswered"`
 	LastSeen time.Time `json:"last_seen" doc:"when a member last dealt with it, or when this node learnt that it was revoked"`
 }
 

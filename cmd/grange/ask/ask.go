@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strings"
 
@@ -74,6 +75,29 @@ func Tell[T any](ctx context.Context, app *Node, std Stdio, r Request, text func
 		return err
 	}
 	return Show(app, std, raw, text)
+}
+
+// Choice is what commands take that list.
+type Choice struct {
+	Match string `env:"-" help:"Those alone that have this in their name or another of their texts, whatever the case." placeholder:"TEXT"`
+	Sort  string `env:"-" help:"By this member of theirs, as --json has it, the least first; with - before it the greatest." placeholder:"MEMBER"`
+}
+
+// Of is the path of a list, of those that are wanted.
+func (c Choice) Of(path string) string {
+	query := url.Values{}
+	for name, value := range map[string]string{"match": c.Match, "sort": c.Sort} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	switch {
+	case len(query) == 0:
+		return path
+	case strings.Contains(path, "?"):
+		return path + "&" + query.Encode()
+	}
+	return path + "?" + query.Encode()
 }
 
 // List asks for a list, all of its pages, and prints it as Tell does.

@@ -118,6 +118,7 @@ func (c *deed) Run(ctx context.Context, app *ask.Node, std ask.Stdio, command *k
 }
 
 type lsCmd struct {
+	ask.Choice
 	All bool `env:"-" help:"Those of the whole mesh, each with the node that has it."`
 }
 
@@ -126,7 +127,7 @@ func (c *lsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	if c.All {
 		path, last, value = path+"?all=true", "NODE", func(v api.Instance) string { return cmp.Or(v.Node, "-") }
 	}
-	return ask.List(ctx, app, std, path, func(w io.Writer, all []api.Instance) {
+	return ask.List(ctx, app, std, c.Of(path), func(w io.Writer, all []api.Instance) {
 		fmt.Fprintln(w, "NAME\tFARM\tRUNTIME\tFROM\tSTATE\tSINCE\tSAVED\t"+last+"\tDETAIL")
 		for _, v := range all {
 			saved := "never"

@@ -88,6 +88,7 @@ func put(ctx context.Context, app *ask.Node, std ask.Stdio, name string, spec ap
 }
 
 type lsCmd struct {
+	ask.Choice
 	All bool `env:"-" help:"Those of the whole mesh, each with the node that has it."`
 }
 
@@ -96,7 +97,7 @@ func (c *lsCmd) Run(ctx context.Context, app *ask.Node, std ask.Stdio) error {
 	if c.All {
 		path, last, value = path+"?all=true", "NODE", func(v api.Volume) string { return cmp.Or(v.NodeName, v.Node) }
 	}
-	return ask.List(ctx, app, std, path, func(w io.Writer, vols []api.Volume) {
+	return ask.List(ctx, app, std, c.Of(path), func(w io.Writer, vols []api.Volume) {
 		fmt.Fprintln(w, "NAME\tFARM\tSIZE\tFROM\tSTATE\tDURABILITY\tDIRTY\t"+last)
 		for _, v := range vols {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.Farm, units.Bytes(v.Size), v.From, v.State, v.Durability, known(v, v.DirtyBytes), value(v))
@@ -117,7 +118,7 @@ func table(w io.Writer, v api.Volume) {
 		v.Name, v.Farm, strings.TrimSpace(v.NodeName+" "+v.Node), v.State, ask.Prefixed(": ", cmp.Or(v.Detail, unconfirmed(v))), v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, ask.Prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
 	fmt.Fprintf(w, "not in bucket\t%s\n", known(v, v.Lag))
 	for _, x := range []struct{ name, value string }{
-		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", ask.Prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", cmp.Or(strings.Join(v.HolderNames, ", "), map[bool]string{true: "nobody"}[v.Short]) + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
+		{"folded", momentOr(v.FoldedAt, "never")}, {"if lost", v.Loss}, {"degraded", ask.Prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", cmp.Or(strings.Join(v.HolderNames, ", "), map[bool]string{true: "nobody"}[v.Short]) + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
 	} {
 		if x.value != "" {
 			fmt.Fprintf(w, "%s\t%s\n", x.name, x.value)

@@ -43,6 +43,11 @@ func (b Bytes) Plus(c Bytes) Bytes {
 	return Bytes{b.Cache + c.Cache, b.Farm + c.Farm, b.Swarm + c.Swarm, b.Origin + c.Origin}
 }
 
+// Less is what one is more than another of before.
+func (b Bytes) Less(c Bytes) Bytes {
+	return Bytes{b.Cache - c.Cache, b.Farm - c.Farm, b.Swarm - c.Swarm, b.Origin - c.Origin}
+}
+
 // Seconds is what counts nanoseconds, by source.
 func (b Bytes) Seconds() map[string]float64 {
 	out := map[string]float64{}

@@ -56,6 +56,8 @@ type View struct {
 	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
 	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
 	Through    uint64      `json:"through,omitempty" doc:"of one that is served: the last entry of the journal that it has"`
+	Loss       string      `json:"if_lost,omitempty" doc:"what would be lost with the node that has it, host and disk, in words"`
+	Alone      int64       `json:"alone_bytes,omitempty" doc:"of a volume of this node: about what lies on its disk alone"`
 	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
 	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
 	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
