@@ -25,6 +25,7 @@ import (
 	"github.com/klauspost/compress/gzhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/oci"
 	"github.com/grangemesh/grange/node/web"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -63,7 +64,7 @@ func (s *Server) Run(ctx context.Context) error {
 	routes := compressed(s.cfg.Spans.Serve(unrouted(s.mux), s.cfg.Node.Operations, s.traced))
 	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(routes, true)) })
 	if s.oci != nil {
-		group.Go(func() error { return s.serve(ctx, s.oci, s.paced(s.cfg.Node.Door)) })
+		group.Go(func() error { return s.serve(ctx, s.oci, s.paced(s.shown(s.cfg.Node.Door))) })
 	}
 	if s.tcp != nil {
 		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(routes, false)) })
@@ -94,11 +95,14 @@ func (s *Server) Listen(ctx context.Context) error {
 	if err := s.listenOCI(ctx); err != nil {
 		return errors.Join(err, s.Close())
 	}
-	if s.cfg.Address == "" {
+	if s.cfg.Address == "" && s.oci == nil {
 		return nil
 	}
 	if s.token, err = loadToken(filepath.Join(s.cfg.Dir, TokenName)); err != nil {
 		return errors.Join(err, s.Close())
+	}
+	if s.cfg.Address == "" {
+		return nil
 	}
 	if s.tcp, err = s.listenTCP(ctx); err != nil {
 		return errors.Join(err, s.Close())
@@ -158,6 +162,17 @@ func (s *Server) paced(next http.Handler) http.Handler {
 			defer g.serve(true)()
 		}
 		next.ServeHTTP(answer, r)
+	})
+}
+
+// shown tells the door for container runtimes whether a request shows the token, as a bearer's or as anybody's password.
+func (s *Server) shown(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, password, _ := r.BasicAuth()
+		if s.hasToken(r) || s.token != "" && subtle.ConstantTimeCompare([]byte(password), []byte(s.token)) == 1 {
+			r = r.WithContext(oci.WithToken(r.Context()))
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -19,6 +19,9 @@ func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (it
 	if err := p.check(); err != nil {
 		return item{}, ociregistry.ErrNameInvalid
 	}
+	if p.Registry == "" {
+		return d.resolveOwn(ctx, p, ref, manifest)
+	}
 	if isDigest(ref) {
 		if err := checkDigest(digest.Digest(ref)); err != nil {
 			return item{}, err
@@ -41,7 +44,7 @@ func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (it
 		return item{}, err
 	}
 	switch {
-	case open == brought || open == everybody && (isAway(err) || p.Registry == ""):
+	case open == brought || open == everybody && isAway(err):
 	case isAway(err) && d.known.mayRead(p, credential, proofKept):
 	case isAway(err) && d.known.challenge(p) != "":
 		return item{}, &refusal{d.known.challenge(p)}

@@ -175,6 +175,45 @@ func (b *blobs) makeRoom(size int64) error {
 	return nil
 }
 
+// reserve makes room for bytes of what is no blob yet, and release gives it back.
+func (b *blobs) reserve(size int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := b.makeRoom(size)
+	if err == nil {
+		b.sum += size
+	}
+	return err
+}
+
+func (b *blobs) release(size int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum -= size
+}
+
+// adopt makes a blob of a file that has it, for which room was reserved, unless it is here already: then the file is
+// not used. Its user closes it.
+func (b *blobs) adopt(id blobID, file string, size int64) (x *blob, mine bool, err error) {
+	if x := b.get(id); x != nil {
+		if _, whole, _, _, _ := x.state(); whole {
+			return x, false, nil
+		}
+		x.close()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x = &blob{id: id, size: size, path: b.path(id), have: size, whole: true, moved: make(chan struct{}), used: time.Now(), users: 1}
+	if err := os.Rename(file, x.path); err != nil {
+		return nil, false, err
+	}
+	if old := b.all[id]; old != nil { // it comes still, for who waits for it, and has the same file in the end
+		b.sum -= old.size
+	}
+	b.all[id] = x
+	return x, true, nil
+}
+
 // forget removes a blob. Called with mu.
 func (b *blobs) forget(x *blob) {
 	if b.all[x.id] == x {

@@ -60,6 +60,8 @@ type Library interface {
 	// Stow stores what is in a folder, and PublishTree gives it a name.
 	Stow(ctx context.Context, op images.Updater, what images.ToStow) (catalog.Image, images.Stowed, error)
 	PublishTree(ctx context.Context, name string, body catalog.Image) error
+	// Remove takes a name back.
+	Remove(ctx context.Context, name string) (images.Removed, error)
 }
 
 // Config is what a Door is built from.
@@ -92,6 +94,8 @@ type Door struct {
 	requests  *semaphore.Weighted
 	flights   *semaphore.Weighted
 	publishes publishes
+	pushes    pushes
+	pushing   *semaphore.Weighted
 	bytes     *prometheus.CounterVec // that came, by source
 
 	running context.Context // of what goes on after a request
@@ -108,7 +112,8 @@ func New(cfg Config) (*Door, error) {
 		return nil, nil
 	}
 	err := os.MkdirAll(cfg.Dir, 0o700)
-	d := &Door{cfg: cfg, requests: semaphore.NewWeighted(requestsMax), flights: semaphore.NewWeighted(flightsMax)}
+	d := &Door{cfg: cfg, requests: semaphore.NewWeighted(requestsMax), flights: semaphore.NewWeighted(flightsMax), pushing: semaphore.NewWeighted(pushesMax)}
+	d.pushes.uploads, d.pushes.kept = map[string]*upload{}, map[string]kept{}
 	d.bytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "grange_oci_bytes_total", Help: "Bytes of blobs that came, by where from."}, []string{"source"})
 	d.running, d.stop = context.WithCancel(context.Background())
 	if cfg.Quota <= 0 {
@@ -148,6 +153,7 @@ func (d *Door) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-tick:
+			d.sweep()
 			if err := d.known.save(); err != nil {
 				d.cfg.Log.Warn("what is known of registries can't be kept", "err", err)
 			}
@@ -171,7 +177,11 @@ func (d *Door) Collectors() []prometheus.Collector {
 func (d *Door) Address() string { return d.cfg.Address }
 
 // asker is who sent a request: what it asks for is in that registry, with that credential.
-type asker struct{ registry, credential string }
+type asker struct {
+	registry, credential string
+	ranged               bool  // it says which part it sends
+	failed               error // why what it sends is not taken
+}
 
 type askerKey struct{}
 
@@ -190,11 +200,11 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		d.writeError(w, r, ociregistry.ErrDenied) // a page in a browser, under a name of its own for this host
 		return
 	}
-	a := asker{r.URL.Query().Get("ns"), r.Header.Get("Authorization")}
+	a := &asker{registry: r.URL.Query().Get("ns"), credential: r.Header.Get("Authorization"), ranged: r.Header.Get("Content-Range") != ""}
 	if a.registry == d.cfg.Address {
 		a.registry = ""
 	}
-	if a.credential == nobody {
+	if a.credential == nobody || showsToken(r.Context()) {
 		a.credential = ""
 	}
 	if a.registry != "" && !ociref.IsValidHost(a.registry) {
@@ -202,12 +212,22 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
-	d.server.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), askerKey{}, a)))
+	r = r.WithContext(context.WithValue(r.Context(), askerKey{}, a))
+	if r = d.admitPush(w, r, a); r != nil {
+		d.server.ServeHTTP(w, r)
+	}
+}
+
+func askerOf(ctx context.Context) *asker {
+	if a, ok := ctx.Value(askerKey{}).(*asker); ok {
+		return a
+	}
+	return &asker{}
 }
 
 // from returns where a client looks for a repository, and its credential.
 func from(ctx context.Context, repo string) (place, string) {
-	a, _ := ctx.Value(askerKey{}).(asker)
+	a := askerOf(ctx)
 	return place{a.registry, repo}, a.credential
 }
 
@@ -230,6 +250,14 @@ func (d *Door) upstream(p place) *upstream {
 // registry is what the server calls.
 func (d *Door) registry() *ociregistry.Funcs {
 	return &ociregistry.Funcs{
+		PushBlob_: d.pushBlob, MountBlob_: d.mount, PushManifest_: d.pushManifest, DeleteTag_: d.deleteTag, DeleteManifest_: d.deleteManifest,
+		PushBlobChunked_: func(ctx context.Context, repo string, _ int) (ociregistry.BlobWriter, error) {
+			return written(d.beginUpload(ctx, repo))
+		},
+		PushBlobChunkedResume_: func(ctx context.Context, repo, id string, offset int64, _ int) (ociregistry.BlobWriter, error) {
+			return written(d.resumeUpload(ctx, repo, id, offset))
+		},
+		Repositories_: d.repositories, Tags_: d.tags, Referrers_: d.referrers,
 		GetBlob_: func(ctx context.Context, repo string, id ociregistry.Digest) (ociregistry.BlobReader, error) {
 			return d.open(ctx, repo, id, false, wanted{0, -1})
 		},
@@ -272,6 +300,9 @@ func (it item) media() string {
 // writeError answers with an error as the protocol has it. What isn't here is a 404, whatever the
 // reason: containerd goes on to the registry itself then.
 func (d *Door) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	if a := askerOf(r.Context()); a.failed != nil {
+		err = a.failed
+	}
 	refused, isRefused := errors.AsType[*refusal](err)
 	_, known := errors.AsType[ociregistry.Error](err)
 	if !known {
@@ -284,6 +315,9 @@ func (d *Door) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	case isRefused:
 		err = ociregistry.ErrDenied
 	case known:
+	case isPush(r):
+		d.cfg.Log.Warn("what a client pushes is not taken", "path", r.URL.Path, "err", err)
+		err = ociregistry.NewHTTPError(errors.New(content.Line(err)), statusOf(err), nil, nil)
 	default:
 		if !errors.Is(err, content.ErrNotFound) && r.Context().Err() == nil {
 			d.cfg.Log.Warn("a container runtime is sent to the registry itself", "registry", r.URL.Query().Get("ns"), "path", r.URL.Path, "err", err)

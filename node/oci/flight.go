@@ -50,7 +50,7 @@ func (d *Door) bring(ctx context.Context, p place, it item, credential string) (
 
 // domain is that of a blob of a repository.
 func (d *Door) domain(ctx context.Context, p place, it item) string {
-	if d.openTo(ctx, p, it) != some {
+	if p.Registry == "" || d.openTo(ctx, p, it) != some {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(p.prefix()))

@@ -244,7 +244,7 @@ func (d *Door) fill(ctx context.Context, dir string, q image) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return describe(dir, q, m)
+	return describe(dir, everybody, ocispec.Descriptor{MediaType: m.media(), Digest: q.Top.Digest, Size: q.Top.Size, Annotations: map[string]string{ocispec.AnnotationRefName: q.Ref}})
 }
 
 func (d *Door) as(q image, id digest.Digest, size int64, manifest bool) item {
@@ -274,11 +274,8 @@ func (d *Door) put(ctx context.Context, dir string, p place, it item) ([]byte, e
 }
 
 // describe writes what a layout has beside its blobs.
-func describe(dir string, q image, top manifest) error {
-	index := ocispec.Index{
-		MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{accessNote: string(everybody)},
-		Manifests: []ocispec.Descriptor{{MediaType: top.media(), Digest: q.Top.Digest, Size: q.Top.Size, Annotations: map[string]string{ocispec.AnnotationRefName: q.Ref}}},
-	}
+func describe(dir string, open access, top ocispec.Descriptor) error {
+	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{accessNote: string(open)}, Manifests: []ocispec.Descriptor{top}}
 	index.SchemaVersion = 2
 	b, err := json.Marshal(index)
 	if err == nil {

@@ -38,6 +38,7 @@ type opened struct {
 	files  map[digest.Digest]tree.File
 	top    item // the manifest or index that it stands for
 	access access
+	note   ocispec.Descriptor // of the top, as the index has it
 }
 
 // tree opens that of an image, by a tag or digest of it.
@@ -94,6 +95,7 @@ func (t *opened) read(ctx context.Context) error {
 		return fmt.Errorf("%w: its %s names no image", content.ErrInvalid, indexFile)
 	}
 	m := index.Manifests[0]
+	t.note = m
 	t.top = item{Digest: m.Digest, Size: m.Size, Media: m.MediaType, Manifest: true}
 	if t.access = access(index.Notes[accessNote]); t.access != everybody && t.access != some {
 		t.access = brought // an operator has brought it in

@@ -49,6 +49,10 @@ func (noTrees) Stow(context.Context, images.Updater, images.ToStow) (i catalog.I
 }
 func (noTrees) PublishTree(context.Context, string, catalog.Image) error { return content.ErrForbidden }
 
+func (noTrees) Remove(context.Context, string) (r images.Removed, err error) {
+	return r, content.ErrForbidden
+}
+
 // source is a registry that others are mirrors of.
 type source struct {
 	*httptest.Server
