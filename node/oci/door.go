@@ -3,11 +3,14 @@ package oci
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -214,7 +217,21 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
 	r = r.WithContext(context.WithValue(r.Context(), askerKey{}, a))
 	if r = d.admitPush(w, r, a); r != nil {
+		d.fromEnd(r)
 		d.server.ServeHTTP(w, r)
+	}
+}
+
+// fromEnd says a range that counts from a blob's end as the server knows it.
+func (d *Door) fromEnd(r *http.Request) {
+	last, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=-")
+	n, err := strconv.ParseInt(last, 10, 64)
+	repo, id, isBlob := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
+	if !ok || err != nil || n <= 0 || !isBlob || r.Method != http.MethodGet {
+		return
+	}
+	if it, err := d.resolve(r.Context(), repo, id, false); err == nil {
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", max(0, it.Size-n)))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"cuelabs.dev/go/oci/ociregistry"
+	"cuelabs.dev/go/oci/ociregistry/ociref"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -53,6 +54,7 @@ func (d *Door) admitPush(w http.ResponseWriter, r *http.Request, a *asker) *http
 		return r
 	}
 	var err error
+	_, ref, isManifestPath := strings.Cut(r.URL.Path, "/manifests/")
 	switch {
 	case !d.cfg.MayPublish:
 		err = ociregistry.NewError("this node's role may not publish: push to a publisher or admin of the mesh", ociregistry.ErrDenied.Code(), nil)
@@ -60,7 +62,9 @@ func (d *Door) admitPush(w http.ResponseWriter, r *http.Request, a *asker) *http
 		err = &refusal{`Basic realm="grange"`}
 	case a.registry != "" && isPush(r):
 		err = ociregistry.NewHTTPError(fmt.Errorf("nothing is pushed through to %s: push there, or to this address without it", a.registry), http.StatusMethodNotAllowed, nil, nil)
-	case strings.Contains(r.URL.Path, "/manifests/") && r.ContentLength > manifestMax:
+	case r.Method == http.MethodPut && isManifestPath && !ociref.IsValidTag(ref) && !ociref.IsValidDigest(ref):
+		err = ociregistry.NewHTTPError(fmt.Errorf("%.128q is no tag or digest", ref), http.StatusBadRequest, nil, nil)
+	case isManifestPath && r.ContentLength > manifestMax:
 		err = ociregistry.NewHTTPError(fmt.Errorf("a manifest of %d bytes: it may have %d", r.ContentLength, manifestMax), http.StatusRequestEntityTooLarge, nil, nil)
 	}
 	if err != nil {
@@ -68,7 +72,7 @@ func (d *Door) admitPush(w http.ResponseWriter, r *http.Request, a *asker) *http
 		return nil
 	}
 	r.Body = &pacedBody{r.Body, http.NewResponseController(w)}
-	if strings.Contains(r.URL.Path, "/manifests/") {
+	if isManifestPath {
 		r.Body = http.MaxBytesReader(w, r.Body, manifestMax)
 	}
 	repo, id, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
