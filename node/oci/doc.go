@@ -22,4 +22,8 @@
 // what is not everybody's is kept apart for each repository, so that another one, of whose manifests one
 // may write oneself, does not lead to it. What an operator has imported as such a tree is for all who
 // reach the door, which is on loopback alone.
+//
+// Who shows the node's token pushes images of the mesh's own, where the node may publish: a blob is checked against its
+// digest and waits for a manifest; a manifest that has all that it names here is published as a tree before it is
+// answered. What a repository of the mesh's own has is what its trees have now.
 package oci
