@@ -75,6 +75,12 @@ func TestUploads(t *testing.T) {
 	if got := s.ask(t, http.MethodGet, "app/blobs/"+string(id)); digest.FromBytes(got.body) != id {
 		t.Errorf("it is not there: %d", got.code)
 	}
+	if got := s.ask(t, http.MethodGet, "app/blobs/"+string(id), "Range", "bytes=-10"); got.code != http.StatusPartialContent || string(got.body) != one[len(one)-10:] {
+		t.Errorf("from its end: %d, %d bytes", got.code, len(got.body))
+	}
+	if code, _, said := send(t, http.MethodPut, url+"/v2/app/manifests/sha256:bad", "{}"); code != http.StatusBadRequest {
+		t.Errorf("no digest: %d %s", code, said)
+	}
 	if code, _, said := send(t, http.MethodPost, url+"/v2/app/blobs/uploads/?digest="+string(digest.FromString("x")), one); code != http.StatusBadRequest {
 		t.Errorf("of another digest: %d %s", code, said)
 	}
