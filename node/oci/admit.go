@@ -141,6 +141,9 @@ func (d *Door) open(ctx context.Context, repo string, id ociregistry.Digest, man
 	if err != nil {
 		return nil, err
 	}
+	if manifest && it.Size > manifestMax { // who names a layer so would have all of it in memory
+		return nil, fmt.Errorf("manifest %s of %s: %w: it has %d bytes, and may have %d", id, repo, content.ErrInvalid, it.Size, manifestMax)
+	}
 	p, credential := from(ctx, repo)
 	x, err := d.bring(ctx, p, it, credential)
 	if err != nil {
