@@ -72,7 +72,7 @@ func isAway(err error) bool { _, ok := errors.AsType[*awayError](err); return ok
 type upstream struct {
 	base   string // its URL
 	public *http.Client
-	bare   *http.Client // which shows what the caller gives it
+	bare   *http.Client        // which shows what the caller gives it
 	gate   *semaphore.Weighted // of blobs
 	heads  *semaphore.Weighted // of questions, which wait for no blob
 	now    func() time.Time
