@@ -102,6 +102,11 @@ func openBlobs(dir string, quota int64) (*blobs, error) {
 	return b, err
 }
 
+// stage makes a folder for links to blobs, which a start removes.
+func (b *blobs) stage() (string, error) {
+	return os.MkdirTemp(filepath.Join(b.dir, partDir), "stage-")
+}
+
 func (b *blobs) path(id blobID) string {
 	name := id.Digest.Encoded()
 	if id.Domain != "" {

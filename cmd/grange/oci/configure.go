@@ -17,6 +17,7 @@ import (
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
 
@@ -98,12 +99,22 @@ func (c *configure) one(dir string) (string, error) {
 	if err != nil && !absent {
 		return "", err
 	}
+	mode := fs.FileMode(0o644)
+	if info, err := os.Stat(file); err == nil { // it may have credentials
+		mode = info.Mode().Perm()
+	}
 	without, had := strip(now)
+	if bytes.Contains(without, []byte(blockBegin)) {
+		return "", fmt.Errorf("%w: the line %q has no line %q behind it, or stands there twice; take out what is between by hand", content.ErrInvalid, blockBegin, blockEnd)
+	}
 	if c.Remove {
 		if !had {
 			return "", nil
 		}
-		return putBack(file, backup, without)
+		return putBack(file, backup, without, mode)
+	}
+	if bytes.Contains(without, []byte(c.table())) { // containerd refuses a file with two
+		return "", fmt.Errorf("%w: it has %s already; take that out, or leave the file as it is", content.ErrExists, c.table())
 	}
 	next := insert(without, c.block())
 	if bytes.Equal(now, next) {
@@ -113,15 +124,15 @@ func (c *configure) one(dir string) (string, error) {
 		return "", err
 	}
 	if !absent && !had {
-		if err := durable.WriteFile(backup, now, 0o644); err != nil {
+		if err := durable.WriteFile(backup, now, mode); err != nil {
 			return "", err
 		}
 	}
-	return "written", durable.WriteFile(file, next, 0o644)
+	return "written", durable.WriteFile(file, next, mode)
 }
 
 // putBack has there what was there before, with what was changed since by others.
-func putBack(file, backup string, without []byte) (string, error) {
+func putBack(file, backup string, without []byte, mode fs.FileMode) (string, error) {
 	before, err := os.ReadFile(backup)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && len(bytes.TrimSpace(without)) == 0:
@@ -131,15 +142,18 @@ func putBack(file, backup string, without []byte) (string, error) {
 	case err == nil && bytes.Equal(before, without):
 		return "put back", os.Rename(backup, file)
 	case err == nil || errors.Is(err, fs.ErrNotExist):
-		return "put back, with what was changed since", durable.WriteFile(file, without, 0o644)
+		return "put back, with what was changed since", durable.WriteFile(file, without, mode)
 	}
 	return "", err
 }
 
 // block is what is ours.
 func (c *configure) block() string {
-	return fmt.Sprintf("%s\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n%s\n", blockBegin, "http://"+c.Address, blockEnd)
+	return fmt.Sprintf("%s\n%s\n  capabilities = [\"pull\", \"resolve\"]\n%s\n", blockBegin, c.table(), blockEnd)
 }
+
+// table is what the part of a file about this node begins with.
+func (c *configure) table() string { return fmt.Sprintf("[host.%q]", "http://"+c.Address) }
 
 // strip takes what is ours out of a file.
 func strip(b []byte) (rest []byte, had bool) {
@@ -155,7 +169,8 @@ func strip(b []byte) (rest []byte, had bool) {
 func insert(b []byte, block string) []byte {
 	at := 0
 	for line := range strings.Lines(string(b)) {
-		if strings.HasPrefix(strings.TrimSpace(line), "[") {
+		name := strings.TrimLeft(line, " \t[")
+		if strings.HasPrefix(strings.TrimSpace(line), "[") && (strings.HasPrefix(name, "host") || strings.HasPrefix(name, "header")) { // no part of a list
 			break
 		}
 		at += len(line)
