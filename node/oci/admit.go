@@ -144,8 +144,8 @@ func (d *Door) open(ctx context.Context, repo string, id ociregistry.Digest, man
 	if err != nil {
 		return nil, err
 	}
-	if manifest && it.Size > manifestMax { // it is read into memory
-		return nil, fmt.Errorf("manifest %s: %w: it has %d bytes", it.Digest, content.ErrInvalid, it.Size)
+	if manifest && it.Size > manifestMax { // who names a layer so would have all of it in memory
+		return nil, fmt.Errorf("manifest %s of %s: %w: it has %d bytes, and may have %d", id, repo, content.ErrInvalid, it.Size, manifestMax)
 	}
 	p, credential := from(ctx, repo)
 	x, err := d.bring(ctx, p, it, credential)

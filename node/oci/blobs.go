@@ -58,6 +58,8 @@ type blob struct {
 	size int64
 	path string
 
+	checking sync.Mutex // held while a blob of an earlier start is read; before mu
+
 	mu     sync.Mutex // guards what follows
 	have   int64      // bytes from the first on
 	whole  bool       // all of it was checked
@@ -102,7 +104,7 @@ func openBlobs(dir string, quota int64) (*blobs, error) {
 	return b, err
 }
 
-// stage makes a folder for links to blobs, which a start removes.
+// stage makes a folder for links to blobs. One that a crash leaves is gone at the next start, and the room that it takes.
 func (b *blobs) stage() (string, error) {
 	return os.MkdirTemp(filepath.Join(b.dir, partDir), "stage-")
 }
@@ -214,11 +216,14 @@ func (x *blob) idle() bool {
 	return x.users == 0 && x.file == nil
 }
 
-// recheck reads a blob of an earlier start once.
+// recheck reads a blob of an earlier start once. Who wants another does not wait for it.
 func (x *blob) recheck() error {
+	x.checking.Lock()
+	defer x.checking.Unlock()
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.whole || x.file != nil || x.failed != nil {
+	known := x.whole || x.file != nil || x.failed != nil
+	x.mu.Unlock()
+	if known {
 		return nil
 	}
 	f, err := os.Open(x.path)
@@ -233,6 +238,8 @@ func (x *blob) recheck() error {
 	if digest.NewDigest(digest.SHA256, sum) != x.id.Digest {
 		return content.ErrCorrupt
 	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	x.whole = true
 	return nil
 }

@@ -186,8 +186,8 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer d.requests.Release(1)
-	if host, _, err := net.SplitHostPort(r.Host); err != nil || host != "localhost" && !net.ParseIP(host).IsLoopback() || r.Header.Get("Origin") != "" {
-		d.writeError(w, r, ociregistry.ErrDenied) // a page in a browser, under a name of its own for this host
+	if host, _, err := net.SplitHostPort(r.Host); err != nil || host != "localhost" && !net.ParseIP(host).IsLoopback() || r.Header.Get("Origin")+r.Header.Get("Sec-Fetch-Site") != "" {
+		d.writeError(w, r, ociregistry.ErrDenied) // a page in a browser, under a name of its own for this host, or with a picture from here
 		return
 	}
 	a := asker{r.URL.Query().Get("ns"), r.Header.Get("Authorization")}
