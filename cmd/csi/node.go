@@ -46,13 +46,6 @@ func (d *Driver) NodeGetInfo(ctx context.Context, _ *csi.NodeGetInfoRequest) (*c
 		return nil, err
 	}
 	out := &csi.NodeGetInfoResponse{NodeId: p.Self.ID, AccessibleTopology: &csi.Topology{Segments: map[string]string{FarmKey: p.Self.Farm}}}
-	switch d.cfg.NodeID {
-	case "", p.Self.ID:
-	case p.Self.Name:
-		out.NodeId = p.Self.Name
-	default:
-		return nil, status.Errorf(codes.FailedPrecondition, "--node-id %s: this host's node has the ID %s and the name %q", d.cfg.NodeID, p.Self.ID, p.Self.Name)
-	}
 	if b, err := os.ReadFile(ublksFile); err == nil { // else the driver is not there, and a volume's stage says so
 		out.MaxVolumesPerNode, _ = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
 	}
@@ -93,20 +86,12 @@ func (d *Driver) attach(ctx context.Context, r *csi.NodeStageVolumeRequest) (v a
 
 // NodeStageVolume attaches a volume to this node and mounts it, unless it is wanted as a disk. An empty disk is formatted first.
 func (d *Driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
-	if r.VolumeId == "" || r.StagingTargetPath == "" || r.VolumeCapability == nil {
-		return nil, invalid("volume_id, staging_target_path or volume_capability is missing")
-	}
 	if why := capable(r.VolumeCapability); why != "" {
 		return nil, invalid("%s", why)
 	}
 	if content.CheckName(r.VolumeId) != nil {
 		return nil, status.Errorf(codes.NotFound, "there is no volume %q", r.VolumeId)
 	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, err := d.attach(ctx, r)
 	if err != nil {
 		return nil, err
@@ -121,15 +106,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequ
 // NodeUnstageVolume ends a stage and releases the volume: it succeeds when the bucket has all of it, so that any node of the farm may
 // have it.
 func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	if r.VolumeId == "" || r.StagingTargetPath == "" {
-		return nil, invalid("volume_id or staging_target_path is missing")
-	}
 	out := &csi.NodeUnstageVolumeResponse{}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	if err := unmount(ctx, r.StagingTargetPath); err != nil || content.CheckName(r.VolumeId) != nil {
 		return out, err
 	}
@@ -145,14 +122,6 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolume
 
 // NodePublishVolume shows a volume that is staged at another path: the tree, or the disk.
 func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	if r.VolumeId == "" || r.TargetPath == "" || r.VolumeCapability == nil {
-		return nil, invalid("volume_id, target_path or volume_capability is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, err := d.find(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
@@ -190,14 +159,6 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 
 // NodeUnpublishVolume ends that.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	if r.VolumeId == "" || r.TargetPath == "" {
-		return nil, invalid("volume_id or target_path is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	if err := unmount(ctx, r.TargetPath); err != nil {
 		return nil, err
 	}
@@ -261,14 +222,6 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 // NodeExpandVolume makes a volume that is in use here larger, if that was not done where it was asked for, and then what
 // is on it. A kernel that can't let a disk grow in use says so: it has grown when it is staged next.
 func (d *Driver) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
-	if r.VolumeId == "" {
-		return nil, invalid("volume_id is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, m, err := d.published(ctx, r.VolumeId, r.VolumePath)
 	if err != nil {
 		return nil, err
