@@ -53,30 +53,20 @@ func reading(c *csi.VolumeCapability) bool {
 }
 
 // capable says why a volume can't be used so; "" when it can.
-func capable(c *csi.VolumeCapability) string {
+func capable(as ...*csi.VolumeCapability) string {
 	modes := []csi.VolumeCapability_AccessMode_Mode{
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
 		csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY,
 	}
-	switch m := c.GetMount(); {
-	case c.GetAccessType() == nil:
-		return "a capability says neither block nor mount"
-	case !slices.Contains(modes, c.GetAccessMode().GetMode()):
-		return fmt.Sprintf("access mode %s: a volume has one node that writes", c.GetAccessMode().GetMode())
-	case m != nil && !slices.Contains([]string{"", ext4, xfs}, m.FsType):
-		return fmt.Sprintf("file system %q: want ext4 or xfs", m.FsType)
-	}
-	return ""
-}
-
-func capables(all []*csi.VolumeCapability) string {
-	if len(all) == 0 {
-		return "volume_capabilities are missing"
-	}
-	for _, c := range all {
-		if why := capable(c); why != "" {
-			return why
+	for _, c := range as {
+		switch m := c.GetMount(); {
+		case c.GetAccessType() == nil:
+			return "a capability says neither block nor mount"
+		case !slices.Contains(modes, c.GetAccessMode().GetMode()):
+			return fmt.Sprintf("access mode %s: a volume has one node that writes", c.GetAccessMode().GetMode())
+		case m != nil && !slices.Contains([]string{"", ext4, xfs}, m.FsType):
+			return fmt.Sprintf("file system %q: want ext4 or xfs", m.FsType)
 		}
 	}
 	return ""
@@ -168,7 +158,7 @@ func placed(r *csi.TopologyRequirement, farm string) bool {
 // CreateVolume makes a volume that nobody has: it is attached to this node while it is made. A repetition whose volume is
 // there already compares what is asked for with that.
 func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
-	if why := capables(r.VolumeCapabilities); why != "" {
+	if why := capable(r.VolumeCapabilities...); why != "" {
 		return nil, invalid("%s", why)
 	}
 	name := nameOf(r.Name, content.NameMax)
@@ -331,13 +321,10 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *csi.Controlle
 
 // ValidateVolumeCapabilities says whether a volume may be used so.
 func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
-	if len(r.VolumeCapabilities) == 0 {
-		return nil, invalid("volume_capabilities are missing")
-	}
 	if _, err := d.find(ctx, r.VolumeId); err != nil {
 		return nil, err
 	}
-	if why := capables(r.VolumeCapabilities); why != "" {
+	if why := capable(r.VolumeCapabilities...); why != "" {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: why}, nil
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{

@@ -165,34 +165,23 @@ func invalid(format string, args ...any) error {
 }
 
 // required returns the fields that a request of a kind has to have.
-func required(request protoreflect.Name) []protoreflect.Name {
-	switch request {
-	case "CreateVolumeRequest":
-		return []protoreflect.Name{"name", "volume_capabilities"}
-	case "ValidateVolumeCapabilitiesRequest":
-		return []protoreflect.Name{"volume_id", "volume_capabilities"}
-	case "DeleteVolumeRequest", "ControllerUnpublishVolumeRequest":
-		return []protoreflect.Name{"volume_id"}
-	case "ControllerPublishVolumeRequest":
-		return []protoreflect.Name{"volume_id", "node_id", "volume_capability"}
-	case "ControllerExpandVolumeRequest":
-		return []protoreflect.Name{"volume_id", "capacity_range"}
-	case "CreateSnapshotRequest":
-		return []protoreflect.Name{"name", "source_volume_id"}
-	case "DeleteSnapshotRequest":
-		return []protoreflect.Name{"snapshot_id"}
-	case "NodeStageVolumeRequest":
-		return []protoreflect.Name{"volume_id", "staging_target_path", "volume_capability"}
-	case "NodeUnstageVolumeRequest":
-		return []protoreflect.Name{"volume_id", "staging_target_path"}
-	case "NodePublishVolumeRequest":
-		return []protoreflect.Name{"volume_id", "target_path", "volume_capability"}
-	case "NodeUnpublishVolumeRequest":
-		return []protoreflect.Name{"volume_id", "target_path"}
-	case "NodeGetVolumeStatsRequest", "NodeExpandVolumeRequest":
-		return []protoreflect.Name{"volume_id", "volume_path"}
-	}
-	return nil
+func required(request protoreflect.Name) []string {
+	return strings.Fields(map[protoreflect.Name]string{
+		"CreateVolumeRequest":               "name volume_capabilities",
+		"DeleteVolumeRequest":               "volume_id",
+		"ControllerPublishVolumeRequest":    "volume_id node_id volume_capability",
+		"ControllerUnpublishVolumeRequest":  "volume_id",
+		"ControllerExpandVolumeRequest":     "volume_id capacity_range",
+		"ValidateVolumeCapabilitiesRequest": "volume_id volume_capabilities",
+		"CreateSnapshotRequest":             "name source_volume_id",
+		"DeleteSnapshotRequest":             "snapshot_id",
+		"NodeStageVolumeRequest":            "volume_id staging_target_path volume_capability",
+		"NodeUnstageVolumeRequest":          "volume_id staging_target_path",
+		"NodePublishVolumeRequest":          "volume_id target_path volume_capability",
+		"NodeUnpublishVolumeRequest":        "volume_id target_path",
+		"NodeGetVolumeStatsRequest":         "volume_id volume_path",
+		"NodeExpandVolumeRequest":           "volume_id volume_path",
+	}[request])
 }
 
 // subjects are what a call changes: volumes, and the snapshot that it makes, which has a name that no volume has.
@@ -214,9 +203,9 @@ func subjects(req any) []string {
 // to come again.
 func (d *Driver) alone(ctx context.Context, req any, next grpc.UnaryHandler) (any, error) {
 	if m, ok := req.(proto.Message); ok {
-		m := m.ProtoReflect()
-		for _, field := range required(m.Descriptor().Name()) {
-			if !m.Has(m.Descriptor().Fields().ByName(field)) {
+		m, kind := m.ProtoReflect(), m.ProtoReflect().Descriptor()
+		for _, field := range required(kind.Name()) {
+			if !m.Has(kind.Fields().ByName(protoreflect.Name(field))) {
 				return nil, invalid("%s is missing", field)
 			}
 		}
