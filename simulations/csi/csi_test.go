@@ -41,10 +41,10 @@ func TestDriver(t *testing.T) {
 	}
 }
 
-// sanity runs what needs disks of the suite that drivers are measured by, with file systems and as they are; the rest runs outside.
+// sanity runs what needs disks of the suite that drivers are measured by, in a soak also with disks as they are; the rest runs outside.
 func sanity(t *testing.T, hosts []*host) {
 	for _, kind := range soak.Of([]string{"mount"}, []string{"mount", "block"}) {
-		if err := built.Sanity(t.Context(), "./csi-sanity", "unix://"+hosts[0].data+".csi.sock", t.TempDir(), "--ginkgo.focus", "Node Service", "--csi.testvolumeaccesstype", kind); err != nil {
+		if err := built.Sanity(t.Context(), "./csi-sanity", "unix://"+hosts[0].data+".csi.sock", t.TempDir(), "--ginkgo.focus", soak.Of(built.Staged, "Node Service"), "--csi.testvolumeaccesstype", kind); err != nil {
 			t.Fatalf("%s: %v", kind, err)
 		}
 	}
