@@ -4,13 +4,16 @@ package oci
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"cuelabs.dev/go/oci/ociregistry/ociref"
@@ -44,7 +47,7 @@ type configure struct {
 }
 
 // Run writes, or removes.
-func (c *configure) Run(_ context.Context, std ask.Stdio) error {
+func (c *configure) Run(_ context.Context, app *ask.Node, std ask.Stdio) error {
 	if host, _, err := net.SplitHostPort(c.Address); err != nil || !api.IsLoopback(host) {
 		return fmt.Errorf("%w: --address %q: want HOST:PORT of loopback, as the node's --oci", ask.ErrUsage, c.Address)
 	}
@@ -67,28 +70,47 @@ func (c *configure) Run(_ context.Context, std ask.Stdio) error {
 	default:
 		names = []string{everyRegistry}
 	}
+	did := report{Files: map[string]string{}}
 	for _, name := range names {
-		done, err := c.one(filepath.Join(c.CertsDir, name))
+		file := filepath.Join(c.CertsDir, name, hostsFile)
+		done, err := c.one(filepath.Dir(file))
 		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(c.CertsDir, name, hostsFile), err)
+			return fmt.Errorf("%s: %w", file, err)
 		}
 		if done != "" {
-			fmt.Fprintf(std.Out, "%s: %s\n", filepath.Join(c.CertsDir, name, hostsFile), done)
+			did.Files[file] = done
 		}
 	}
 	if !c.Remove {
-		c.hint(std.Out)
+		did.Hint = c.hint()
 	}
-	return nil
+	doc, err := json.Marshal(did)
+	if err != nil {
+		return err
+	}
+	return ask.Show(app, std, doc, func(w io.Writer, r report) {
+		for _, file := range slices.Sorted(maps.Keys(r.Files)) {
+			fmt.Fprintf(w, "%s: %s\n", file, r.Files[file])
+		}
+		if r.Hint != "" {
+			fmt.Fprintln(w, r.Hint)
+		}
+	})
+}
+
+// report is what was done to which files.
+type report struct {
+	Files map[string]string `json:"files"`
+	Hint  string            `json:"hint,omitempty"` // what containerd wants beside
 }
 
 // hint says what containerd wants beside.
-func (c *configure) hint(w io.Writer) {
+func (c *configure) hint() string {
 	config, err := os.ReadFile("/etc/containerd/config.toml")
 	if err == nil && bytes.Contains(config, []byte("config_path")) {
-		return
+		return ""
 	}
-	fmt.Fprintf(w, "containerd reads this once its config.toml has config_path = %q under its registry section, and it was restarted; ctr wants --hosts-dir %s\n", c.CertsDir, c.CertsDir)
+	return fmt.Sprintf("containerd reads this once its config.toml has config_path = %q under its registry section, and it was restarted; ctr wants --hosts-dir %s", c.CertsDir, c.CertsDir)
 }
 
 // one does the file of one registry, and says what.

@@ -27,7 +27,7 @@ func TestConfigureAndBack(t *testing.T) {
 	run := func(c configure) {
 		t.Helper()
 		c.CertsDir, c.Address = dir, "127.0.0.1:5050"
-		if err := c.Run(t.Context(), ask.Stdio{Out: io.Discard}); err != nil {
+		if err := c.Run(t.Context(), &ask.Node{}, ask.Stdio{Out: io.Discard}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,7 +75,7 @@ func TestConfigureAndBack(t *testing.T) {
 	}
 	for _, c := range []configure{{Registry: []string{"../x"}}, {Registry: []string{"a/b"}}} {
 		c.CertsDir, c.Address = dir, "127.0.0.1:5050"
-		if err := c.Run(t.Context(), ask.Stdio{Out: io.Discard}); !errors.Is(err, ask.ErrUsage) {
+		if err := c.Run(t.Context(), &ask.Node{}, ask.Stdio{Out: io.Discard}); !errors.Is(err, ask.ErrUsage) {
 			t.Errorf("%q: %v", c.Registry, err)
 		}
 	}
@@ -101,7 +101,7 @@ func TestHandmadeFiles(t *testing.T) {
 		if err := os.WriteFile(file, []byte(one.before), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := c.Run(t.Context(), ask.Stdio{Out: io.Discard})
+		err := c.Run(t.Context(), &ask.Node{}, ask.Stdio{Out: io.Discard})
 		b, _ := os.ReadFile(file)
 		if one.after == "" && (err == nil || string(b) != one.before) || one.after != "" && (err != nil || !strings.Contains(string(b), one.after)) {
 			t.Errorf("%v:\n%s", err, b)
