@@ -36,7 +36,7 @@ func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (it
 		d.known.refused(p, credential, refused.challenge)
 		return item{}, err
 	}
-	it, open, found := d.remembered(ctx, p, ref)
+	it, open, found := d.remembered(ctx, p, ref, isAway(err))
 	if !found {
 		return item{}, err
 	}
@@ -83,8 +83,8 @@ const (
 )
 
 // remembered looks for what stands under a reference without the registry: here, in the trees of the
-// mesh, and with the members of the farm.
-func (d *Door) remembered(ctx context.Context, p place, ref string) (item, access, bool) {
+// mesh, and, while that is away, with the members of the farm.
+func (d *Door) remembered(ctx context.Context, p place, ref string, away bool) (item, access, bool) {
 	if isDigest(ref) {
 		it, ok := d.known.item(p, digest.Digest(ref))
 		if !ok {
@@ -101,6 +101,9 @@ func (d *Door) remembered(ctx context.Context, p place, ref string) (item, acces
 		return d.known.enter(p, it), t.access, true
 	}
 	t, ok := d.known.tag(p, ref)
+	if !ok && !away { // what the registry says counts, and a question to all for each wrong name is dear
+		return item{}, some, false
+	}
 	if !ok {
 		if t, ok = d.askTag(ctx, p, ref); !ok {
 			return item{}, some, false

@@ -33,7 +33,8 @@ func (b *Bucket) Expiring(ctx context.Context) (rule string, err error) {
 
 // harm says what a rule does to objects of ours.
 func (b *Bucket) harm(r types.LifecycleRule) string {
-	of := aws.ToString(r.Prefix) // as rules had it once
+	//lint:ignore SA1019 rules that were made before there were filters have it still
+	of := aws.ToString(r.Prefix)
 	if f := r.Filter; f != nil {
 		and := aws.ToString(f.Prefix)
 		if f.And != nil {
