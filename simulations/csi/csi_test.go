@@ -439,9 +439,13 @@ func takeover(t *testing.T, hosts []*host) {
 		t.Errorf("with two nodes it has %q", got)
 	}
 	// What pods had there ends as if nothing had happened, and b keeps what it has taken.
-	if err := lost["taken"].unmount(t.Context(), a); err != nil {
-		t.Errorf("where it was taken from: %v", err)
-	}
+	until(t, "it ends where it was taken from", func() bool {
+		err := lost["taken"].unmount(t.Context(), a)
+		if err != nil && status.Code(err) != codes.Unavailable {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	must(t, "echo ours | dd bs=4096 conv=sync,fsync,notrunc of="+lost["taken"].target+"b")
 	lost["taken"].end(b)
 	lost["kept"].end(a)
