@@ -119,11 +119,14 @@ func (d *Driver) serve(ctx context.Context, name string) error {
 	return d.ask(ctx, "PUT", volumePath(name), api.VolumeSpec{Transport: terms.NBD}, nil)
 }
 
-// giveBack releases a volume of this node; one whose record could not be written when that was tried before is attached for it.
+// giveBack releases a volume of this node; one whose record could not be written when that was tried before is attached for it, or
+// turns out to be another's that has taken it over: then there is nothing to release.
 func (d *Driver) giveBack(ctx context.Context, v api.Volume) (err error) {
 	was := v.State
 	if was == terms.StateDetached {
-		err = d.serve(ctx, v.Name)
+		if err = d.serve(ctx, v.Name); is(err, 0, string(content.Held)) {
+			return nil
+		}
 	}
 	if err == nil {
 		err = d.ask(ctx, "POST", volumePath(v.Name)+"/detach", nil, &v)
