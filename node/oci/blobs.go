@@ -214,12 +214,16 @@ func (x *blob) idle() bool {
 	return x.users == 0 && x.file == nil
 }
 
-// recheck reads a blob of an earlier start once.
+// recheck looks whether a blob is there, and reads one of an earlier start once.
 func (x *blob) recheck() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.whole || x.file != nil || x.failed != nil {
+	if x.file != nil || x.failed != nil {
 		return nil
+	}
+	if x.whole { // unless somebody has removed it to make room
+		_, err := os.Stat(x.path)
+		return err
 	}
 	f, err := os.Open(x.path)
 	if err != nil {
