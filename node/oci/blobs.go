@@ -216,15 +216,19 @@ func (x *blob) idle() bool {
 	return x.users == 0 && x.file == nil
 }
 
-// recheck reads a blob of an earlier start once. Who wants another does not wait for it.
+// recheck looks whether a blob is there, and reads one of an earlier start once. Who wants another does not wait for it.
 func (x *blob) recheck() error {
 	x.checking.Lock()
 	defer x.checking.Unlock()
 	x.mu.Lock()
-	known := x.whole || x.file != nil || x.failed != nil
+	whole, known := x.whole, x.file != nil || x.failed != nil
 	x.mu.Unlock()
 	if known {
 		return nil
+	}
+	if whole { // unless somebody has removed it to make room
+		_, err := os.Stat(x.path)
+		return err
 	}
 	f, err := os.Open(x.path)
 	if err != nil {

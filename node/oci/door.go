@@ -115,7 +115,10 @@ func New(cfg Config) (*Door, error) {
 		d.cfg.Quota = QuotaDefault
 	}
 	if err == nil {
-		d.known, err = openKnown(filepath.Join(cfg.Dir, "known.json"), cfg.Now)
+		if d.known, err = openKnown(filepath.Join(cfg.Dir, "known.json"), cfg.Now); errors.Is(err, content.ErrCorrupt) { // hints alone, for which no node stays away
+			cfg.Log.Warn("the door for images begins without", "err", err)
+			err = nil
+		}
 	}
 	if err == nil {
 		d.blobs, err = openBlobs(filepath.Join(cfg.Dir, "blobs"), d.cfg.Quota)

@@ -144,3 +144,35 @@ func TestAStartClearsUp(t *testing.T) {
 		t.Errorf("%s is there after a start: %v", dir, err)
 	}
 }
+
+// TestFilesAreLost: who removes a blob's file, or damages what is known, has it brought in anew, and a door all the same.
+func TestFilesAreLost(t *testing.T) {
+	t.Parallel()
+	s := newSource(t)
+	s.image(t, "team/app", "1", 100<<10)
+	f, doors := newFarm(t, s, 1)
+	d := doors[0]
+	if _, err := d.pull(t, "team/app", "1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(d.dir, "blobs", wholeDir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(d.dir, "blobs", wholeDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.pull(t, "team/app", "1"); err != nil {
+		t.Errorf("files removed: %v", err)
+	}
+	d.end()
+	for _, text := range []string{"", "{", `{"secret":"eA=="}`} {
+		if err := os.WriteFile(filepath.Join(d.dir, "known.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		again := f.open(d.id, d.dir)
+		if _, err := again.pull(t, "team/app", "1"); err != nil {
+			t.Errorf("known is %q: %v", text, err)
+		}
+		again.end()
+	}
+}
