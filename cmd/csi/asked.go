@@ -67,9 +67,6 @@ func nameOf(name string, most int) string {
 // find returns a volume of the mesh, wherever it is, by its ID, which is its name. As this node's own it says how it is served.
 func (d *Driver) find(ctx context.Context, id string) (v api.Volume, err error) {
 	none := status.Errorf(codes.NotFound, "there is no volume %q", id)
-	if id == "" {
-		return v, invalid("volume_id is missing")
-	}
 	if content.CheckName(id) != nil {
 		return v, none
 	}
@@ -95,20 +92,17 @@ func (d *Driver) self(ctx context.Context) (api.Peers, error) {
 	return p, d.ask(ctx, "GET", "/api/peers", nil, &p)
 }
 
-// nodeNamed finds the member of this farm that the orchestrator calls so.
-func (d *Driver) nodeNamed(ctx context.Context, id string) (api.Member, error) {
+// farmOf returns the farm of a member by its ID.
+func (d *Driver) farmOf(ctx context.Context, id string) (string, error) {
 	var all []api.Member
 	if err := d.ask(ctx, "GET", "/api/members", nil, &all); err != nil {
-		return api.Member{}, err
+		return "", err
 	}
-	all = slices.DeleteFunc(all, func(m api.Member) bool { return m.State == "revoked" || m.ID != id && m.Name != id })
-	switch {
-	case len(all) == 0:
-		return api.Member{}, status.Errorf(codes.NotFound, "no node of the mesh is called %q", id)
-	case len(all) > 1:
-		return api.Member{}, status.Errorf(codes.FailedPrecondition, "%d nodes of the mesh are called %q: give --node-id no name, or each another", len(all), id)
+	i := slices.IndexFunc(all, func(m api.Member) bool { return m.ID == id && m.State != "revoked" })
+	if i < 0 {
+		return "", status.Errorf(codes.NotFound, "the mesh has no node %q", id)
 	}
-	return all[0], nil
+	return all[i].Farm, nil
 }
 
 // held reports whether some node may write to a volume, by its record.
@@ -125,11 +119,14 @@ func (d *Driver) serve(ctx context.Context, name string) error {
 	return d.ask(ctx, "PUT", volumePath(name), api.VolumeSpec{Transport: terms.NBD}, nil)
 }
 
-// giveBack releases a volume of this node; one whose record could not be written when that was tried before is attached for it.
+// giveBack releases a volume of this node; one whose record could not be written when that was tried before is attached for it, or
+// turns out to be another's that has taken it over: then there is nothing to release.
 func (d *Driver) giveBack(ctx context.Context, v api.Volume) (err error) {
 	was := v.State
 	if was == terms.StateDetached {
-		err = d.serve(ctx, v.Name)
+		if err = d.serve(ctx, v.Name); is(err, 0, string(content.Held)) {
+			return nil
+		}
 	}
 	if err == nil {
 		err = d.ask(ctx, "POST", volumePath(v.Name)+"/detach", nil, &v)
@@ -140,11 +137,16 @@ func (d *Driver) giveBack(ctx context.Context, v api.Volume) (err error) {
 	return err
 }
 
-// borrow does something with a volume that nobody has, while it is attached here.
-func (d *Driver) borrow(ctx context.Context, v api.Volume, do func() error) error {
-	if err := d.serve(ctx, v.Name); err != nil {
+// borrow does something with a volume that nobody has, while it is attached here. It is not given back where another driver of this
+// host has got it for a pod meanwhile.
+func (d *Driver) borrow(ctx context.Context, name string, do func() error) error {
+	if err := d.serve(ctx, name); err != nil {
 		return err
 	}
-	v.State = terms.StateAttached
-	return errors.Join(do(), d.giveBack(ctx, v))
+	done := do()
+	v, err := d.find(ctx, name)
+	if err == nil && borrowed(v) {
+		err = d.giveBack(ctx, v)
+	}
+	return errors.Join(done, err)
 }

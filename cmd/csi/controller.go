@@ -35,7 +35,7 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	out := &csi.ControllerGetCapabilitiesResponse{}
 	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME, csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
-		csi.ControllerServiceCapability_RPC_LIST_VOLUMES, csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
 		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS, csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME, csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	} {
@@ -53,30 +53,20 @@ func reading(c *csi.VolumeCapability) bool {
 }
 
 // capable says why a volume can't be used so; "" when it can.
-func capable(c *csi.VolumeCapability) string {
+func capable(as ...*csi.VolumeCapability) string {
 	modes := []csi.VolumeCapability_AccessMode_Mode{
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
 		csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY,
 	}
-	switch m := c.GetMount(); {
-	case c.GetAccessType() == nil:
-		return "a capability says neither block nor mount"
-	case !slices.Contains(modes, c.GetAccessMode().GetMode()):
-		return fmt.Sprintf("access mode %s: a volume has one node that writes", c.GetAccessMode().GetMode())
-	case m != nil && !slices.Contains([]string{"", ext4, xfs}, m.FsType):
-		return fmt.Sprintf("file system %q: want ext4 or xfs", m.FsType)
-	}
-	return ""
-}
-
-func capables(all []*csi.VolumeCapability) string {
-	if len(all) == 0 {
-		return "volume_capabilities are missing"
-	}
-	for _, c := range all {
-		if why := capable(c); why != "" {
-			return why
+	for _, c := range as {
+		switch m := c.GetMount(); {
+		case c.GetAccessType() == nil:
+			return "a capability says neither block nor mount"
+		case !slices.Contains(modes, c.GetAccessMode().GetMode()):
+			return fmt.Sprintf("access mode %s: a volume has one node that writes", c.GetAccessMode().GetMode())
+		case m != nil && !slices.Contains([]string{"", ext4, xfs}, m.FsType):
+			return fmt.Sprintf("file system %q: want ext4 or xfs", m.FsType)
 		}
 	}
 	return ""
@@ -168,18 +158,10 @@ func placed(r *csi.TopologyRequirement, farm string) bool {
 // CreateVolume makes a volume that nobody has: it is attached to this node while it is made. A repetition whose volume is
 // there already compares what is asked for with that.
 func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
-	if r.Name == "" {
-		return nil, invalid("name is missing")
-	}
-	if why := capables(r.VolumeCapabilities); why != "" {
+	if why := capable(r.VolumeCapabilities...); why != "" {
 		return nil, invalid("%s", why)
 	}
 	name := nameOf(r.Name, content.NameMax)
-	done, err := d.take(name)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	self, err := d.self(ctx)
 	if err != nil {
 		return nil, err
@@ -236,15 +218,7 @@ func agrees(v api.Volume, spec api.VolumeSpec, r *csi.CapacityRange, least int64
 
 // DeleteVolume deletes a volume that nobody uses; its snapshots stay. Who deletes one has to be able to attach it.
 func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
-	if r.VolumeId == "" {
-		return nil, invalid("volume_id is missing")
-	}
 	out := &csi.DeleteVolumeResponse{}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, err := d.find(ctx, r.VolumeId)
 	switch {
 	case status.Code(err) == codes.NotFound:
@@ -265,9 +239,6 @@ func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (
 // refused, whoever waits: unless its class asks for a takeover, a takeover loses nothing that was flushed, and the mesh
 // sees that node no more. Kubernetes publishes a volume that one node may write elsewhere only when it holds that node for gone.
 func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
-	if r.NodeId == "" || r.VolumeCapability == nil {
-		return nil, invalid("node_id or volume_capability is missing")
-	}
 	if why := capable(r.VolumeCapability); why != "" {
 		return nil, invalid("%s", why)
 	}
@@ -275,17 +246,17 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerP
 	if err != nil {
 		return nil, err
 	}
-	to, err := d.nodeNamed(ctx, r.NodeId)
+	farm, err := d.farmOf(ctx, r.NodeId)
 	if err != nil {
 		return nil, err
 	}
-	if to.Farm != v.Farm {
-		return nil, status.Errorf(codes.FailedPrecondition, "volume %s belongs to farm %s, and node %s to farm %s", v.Name, v.Farm, r.NodeId, to.Farm)
+	if farm != v.Farm {
+		return nil, status.Errorf(codes.FailedPrecondition, "volume %s belongs to farm %s, and node %s to farm %s", v.Name, v.Farm, r.NodeId, farm)
 	}
 	// Numbers rise over all publications of a volume, also those that were never staged.
 	number := max(v.Generation+1, uint64(time.Now().UnixMilli()))
 	out := &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{generationKey: strconv.FormatUint(number, 10)}}
-	if reading(r.VolumeCapability) || !held(v) || v.Node == to.ID {
+	if reading(r.VolumeCapability) || !held(v) || v.Node == r.NodeId {
 		return out, nil
 	}
 	self, err := d.self(ctx)
@@ -298,7 +269,7 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerP
 	if why := keeps(self, v, r.VolumeContext[takeoverKey] == "true"); why != "" {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is attached to node %s (%s), %s", v.Name, v.Node, v.NodeName, why)
 	}
-	d.cfg.Log.Warn("a volume is to be taken over from a node that is gone", "volume", v.Name, "from", v.Node, "to", to.ID)
+	d.cfg.Log.Warn("a volume is to be taken over from a node that is gone", "volume", v.Name, "from", v.Node, "to", r.NodeId)
 	out.PublishContext[takeoverKey] = "true"
 	return out, nil
 }
@@ -332,7 +303,7 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *csi.Controlle
 	if err != nil {
 		return nil, err
 	}
-	if !held(v) || r.NodeId != "" && r.NodeId != v.Node && r.NodeId != v.NodeName {
+	if !held(v) || r.NodeId != "" && r.NodeId != v.Node {
 		return out, nil
 	}
 	self, err := d.self(ctx)
@@ -350,13 +321,10 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *csi.Controlle
 
 // ValidateVolumeCapabilities says whether a volume may be used so.
 func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
-	if len(r.VolumeCapabilities) == 0 {
-		return nil, invalid("volume_capabilities are missing")
-	}
 	if _, err := d.find(ctx, r.VolumeId); err != nil {
 		return nil, err
 	}
-	if why := capables(r.VolumeCapabilities); why != "" {
+	if why := capable(r.VolumeCapabilities...); why != "" {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: why}, nil
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
@@ -364,65 +332,9 @@ func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, r *csi.Validate
 	}}, nil
 }
 
-// ListVolumes lists those of this node's farm.
-func (d *Driver) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
-	self, err := d.self(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var all []api.Volume
-	if err := d.ask(ctx, "GET", volumesPath+"?all=true", nil, &all); err != nil {
-		return nil, err
-	}
-	all = slices.DeleteFunc(all, func(v api.Volume) bool { return v.Farm != self.Self.Farm })
-	all, next, err := page(all, func(v api.Volume) string { return v.Name }, r.StartingToken, r.MaxEntries)
-	if err != nil {
-		return nil, err
-	}
-	out := &csi.ListVolumesResponse{NextToken: next}
-	for _, v := range all {
-		out.Entries = append(out.Entries, &csi.ListVolumesResponse_Entry{Volume: &csi.Volume{
-			VolumeId: v.Name, CapacityBytes: v.Size, AccessibleTopology: []*csi.Topology{{Segments: map[string]string{FarmKey: v.Farm}}},
-		}})
-	}
-	return out, nil
-}
-
-// behind is what tokens of lists begin with; the name that the page comes behind follows.
-const behind = "behind:"
-
-// page cuts a list that is in order behind what a token names, to most entries; 0 is all.
-func page[T any](all []T, key func(T) string, token string, most int32) (_ []T, next string, err error) {
-	last, ok := strings.CutPrefix(token, behind)
-	if token != "" && !ok {
-		return nil, "", status.Errorf(codes.Aborted, "starting_token %q is none of this driver's", token)
-	}
-	if ok {
-		for len(all) > 0 && terms.CompareSnapshots(key(all[0]), last) <= 0 {
-			all = all[1:]
-		}
-	}
-	if most < 0 {
-		return nil, "", invalid("max_entries %d is less than none", most)
-	}
-	if most > 0 && len(all) > int(most) {
-		all = all[:most]
-		next = behind + key(all[most-1])
-	}
-	return all, next, nil
-}
-
 // ControllerExpandVolume makes a volume larger where nobody has it, or this node; another node that has it does so itself, when
 // it is asked next.
 func (d *Driver) ControllerExpandVolume(ctx context.Context, r *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
-	if r.VolumeId == "" || r.CapacityRange == nil {
-		return nil, invalid("volume_id or capacity_range is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, err := d.find(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
@@ -432,7 +344,7 @@ func (d *Driver) ControllerExpandVolume(ctx context.Context, r *csi.ControllerEx
 		return nil, err
 	}
 	if v.State == terms.StateReleased && v.Size < size {
-		err = d.borrow(ctx, v, func() error { return d.resize(ctx, v.Name, size) })
+		err = d.borrow(ctx, v.Name, func() error { return d.resize(ctx, v.Name, size) })
 	} else if v.Device != "" && v.Size < size {
 		err = d.resize(ctx, v.Name, size)
 	}

@@ -24,10 +24,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/grangemesh/grange/cmd/grange/client"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -47,11 +50,9 @@ const (
 type Config struct {
 	// Endpoint is unix:///PATH, where it is asked.
 	Endpoint string
-	// NodeID is what Kubernetes calls this host's node: its ID or its name in the mesh; "" is the ID.
-	NodeID  string
-	Version string
-	Node    *client.Client
-	Log     *slog.Logger
+	Version  string
+	Node     *client.Client
+	Log      *slog.Logger
 }
 
 // Driver serves all three services.
@@ -63,7 +64,7 @@ type Driver struct {
 	cfg Config
 
 	mu   sync.Mutex
-	busy map[string]bool // names that a call is at; guarded by mu
+	busy map[string]bool // what calls are at; guarded by mu
 }
 
 // New returns a driver that Run has serve.
@@ -106,7 +107,7 @@ func (d *Driver) answer(work context.Context, req any, info *grpc.UnaryServerInf
 	ctx, cancel := context.WithTimeout(work, workMax)
 	defer cancel()
 	begun := time.Now()
-	out, err := next(ctx, req)
+	out, err := d.alone(ctx, req, next)
 	if err == nil {
 		d.cfg.Log.Debug("CSI call", "method", info.FullMethod, "took", time.Since(begun))
 		return out, nil
@@ -163,19 +164,72 @@ func invalid(format string, args ...any) error {
 	return status.Errorf(codes.InvalidArgument, format, args...)
 }
 
-// take marks a name as one that a call is at, until done is called. Who comes meanwhile is told to come again.
-func (d *Driver) take(name string) (done func(), err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.busy[name] {
-		return nil, status.Errorf(codes.Aborted, "%s: a call about it is under way; ask again later", name)
+// required returns the fields that a request of a kind has to have.
+func required(request protoreflect.Name) []string {
+	return strings.Fields(map[protoreflect.Name]string{
+		"CreateVolumeRequest":               "name volume_capabilities",
+		"DeleteVolumeRequest":               "volume_id",
+		"ControllerPublishVolumeRequest":    "volume_id node_id volume_capability",
+		"ControllerUnpublishVolumeRequest":  "volume_id",
+		"ControllerExpandVolumeRequest":     "volume_id capacity_range",
+		"ValidateVolumeCapabilitiesRequest": "volume_id volume_capabilities",
+		"CreateSnapshotRequest":             "name source_volume_id",
+		"DeleteSnapshotRequest":             "snapshot_id",
+		"NodeStageVolumeRequest":            "volume_id staging_target_path volume_capability",
+		"NodeUnstageVolumeRequest":          "volume_id staging_target_path",
+		"NodePublishVolumeRequest":          "volume_id target_path volume_capability",
+		"NodeUnpublishVolumeRequest":        "volume_id target_path",
+		"NodeGetVolumeStatsRequest":         "volume_id volume_path",
+		"NodeExpandVolumeRequest":           "volume_id volume_path",
+	}[request])
+}
+
+// subjects are what a call changes: volumes, and the snapshot that it makes, which has a name that no volume has.
+func subjects(req any) []string {
+	switch r := req.(type) {
+	case *csi.NodeGetVolumeStatsRequest, *csi.ValidateVolumeCapabilitiesRequest:
+		return nil
+	case *csi.CreateVolumeRequest:
+		return []string{nameOf(r.Name, content.NameMax)}
+	case *csi.CreateSnapshotRequest:
+		return []string{r.SourceVolumeId, nameOf(r.Name, labelMax) + "@"}
+	case interface{ GetVolumeId() string }:
+		return []string{r.GetVolumeId()}
 	}
-	d.busy[name] = true
-	return func() {
+	return nil
+}
+
+// alone does what is asked for, if it is asked for in full, while no other call changes the same. Who comes meanwhile is told
+// to come again.
+func (d *Driver) alone(ctx context.Context, req any, next grpc.UnaryHandler) (any, error) {
+	if m, ok := req.(proto.Message); ok {
+		m, kind := m.ProtoReflect(), m.ProtoReflect().Descriptor()
+		for _, field := range required(kind.Name()) {
+			if !m.Has(kind.Fields().ByName(protoreflect.Name(field))) {
+				return nil, invalid("%s is missing", field)
+			}
+		}
+	}
+	names := subjects(req)
+	d.mu.Lock()
+	for _, name := range names {
+		if d.busy[name] {
+			d.mu.Unlock()
+			return nil, status.Errorf(codes.Aborted, "%s: a call about it is under way; ask again later", name)
+		}
+	}
+	for _, name := range names {
+		d.busy[name] = true
+	}
+	d.mu.Unlock()
+	defer func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		delete(d.busy, name)
-	}, nil
+		for _, name := range names {
+			delete(d.busy, name)
+		}
+	}()
+	return next(ctx, req)
 }
 
 // GetPluginInfo says who this is.

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -60,22 +61,15 @@ func run(ctx context.Context, name string, args ...string) (out []byte, code int
 }
 
 // stage mounts the disk at a folder, which may be there, and done already.
-func (k disk) stage(ctx context.Context, at string) error {
-	number, err := numberOf(k.path)
-	if err != nil {
+func (k disk) stage(ctx context.Context, folder string) error {
+	all, err := mountsOf(k.path)
+	if err != nil || at(all, folder) >= 0 {
 		return err
 	}
-	all, err := mountsOf(number)
-	if err != nil {
+	if err := os.MkdirAll(folder, 0o750); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(all, func(m mount) bool { return m.at == real(at) }) {
-		return nil
-	}
-	if err := os.MkdirAll(at, 0o750); err != nil {
-		return err
-	}
-	has, err := k.prepare(ctx, filepath.Join(at, markName))
+	has, err := k.prepare(ctx, filepath.Join(folder, markName))
 	if err != nil {
 		return err
 	}
@@ -86,10 +80,10 @@ func (k disk) stage(ctx context.Context, at string) error {
 	if k.readonly { // what its journal has is not to be written
 		options = append(options, map[string]string{xfs: "norecovery", ext4: "noload"}[has])
 	}
-	if _, _, err := run(ctx, "mount", "-t", has, "-o", strings.Join(options, ","), k.path, at); err != nil || k.readonly {
+	if _, _, err := run(ctx, "mount", "-t", has, "-o", strings.Join(options, ","), k.path, folder); err != nil || k.readonly {
 		return err
 	}
-	return grow(ctx, k.path, mount{at: at, kind: has}) // it may have been made of something smaller
+	return grow(ctx, k.path, has, folder) // it may have been made of something smaller
 }
 
 // prepare returns the file system that the disk has: after a check, or after it was made where the disk is empty.
@@ -189,9 +183,9 @@ func empty(path string) error {
 }
 
 // grow lets the file system of a mounted disk have all of it; one that has is left as it is.
-func grow(ctx context.Context, path string, m mount) (err error) {
-	if m.kind == xfs {
-		_, _, err = run(ctx, "xfs_growfs", m.at)
+func grow(ctx context.Context, path, kind, folder string) (err error) {
+	if kind == xfs {
+		_, _, err = run(ctx, "xfs_growfs", folder)
 	} else {
 		_, _, err = run(ctx, "resize2fs", path)
 	}
@@ -216,36 +210,29 @@ func bind(ctx context.Context, from, target string, block, readonly bool) error 
 		return err
 	}
 	if _, _, err := run(ctx, "mount", "-o", "bind,remount,ro", target); err != nil {
-		return errors.Join(err, unmount(ctx, target))
+		return errors.Join(err, unmount(target))
 	}
 	return nil
 }
 
 // unmount ends all mounts at a path, of which none is success.
-func unmount(ctx context.Context, path string) error {
-	all, err := mounts()
-	if err != nil {
-		return err
+func unmount(path string) (err error) {
+	for err == nil {
+		err = unix.Unmount(path, 0)
 	}
-	path = real(path)
-	for _, m := range all {
-		if m.at == path {
-			if _, _, err := run(ctx, "umount", m.at); err != nil {
-				return err
-			}
-		}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing is mounted there any more
+		return nil
 	}
-	return nil
+	return fmt.Errorf("unmount %s: %w", path, err)
 }
 
 // mount is one that this process sees.
 type mount struct {
-	at       string
-	number   string // MAJOR:MINOR of what its file system is on
-	kind     string
-	readonly bool
-	disk     bool // a device itself, bound to a file
+	*mountinfo.Info
+	disk bool // a device itself, bound to a file
 }
+
+func (m mount) readonly() bool { return slices.Contains(strings.Split(m.Options, ","), "ro") }
 
 // real is a path as the kernel lists what is mounted there.
 func real(path string) string {
@@ -255,54 +242,29 @@ func real(path string) string {
 	return filepath.Clean(path)
 }
 
-// mounts reads them, as proc(5) describes.
-func mounts() (all []mount, err error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	for line := range strings.Lines(string(b)) {
-		head, tail, _ := strings.Cut(line, " - ")
-		fields, kind := strings.Fields(head), strings.Fields(tail)
-		if len(fields) < 6 || len(kind) < 1 {
-			return nil, fmt.Errorf("/proc/self/mountinfo: %q", line)
-		}
-		at := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
-		readonly := fields[5] == "ro" || strings.HasPrefix(fields[5], "ro,")
-		all = append(all, mount{at: at, number: fields[2], kind: kind[0], readonly: readonly})
-	}
-	return all, nil
+// at finds the mount at a path; -1 is none.
+func at(all []mount, path string) int {
+	path = real(path)
+	return slices.IndexFunc(all, func(m mount) bool { return m.Mountpoint == path })
 }
 
 // mountsOf are those of a disk: of what is on it, and of itself.
-func mountsOf(number uint64) (of []mount, err error) {
-	all, err := mounts()
-	if err != nil {
-		return nil, err
+func mountsOf(path string) (of []mount, err error) {
+	var disk, s unix.Stat_t
+	if err := unix.Stat(path, &disk); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	text := fmt.Sprintf("%d:%d", unix.Major(number), unix.Minor(number))
-	for _, m := range all {
-		var s unix.Stat_t
-		if m.disk = m.kind == "devtmpfs" || m.kind == "tmpfs"; m.disk {
-			m.disk = unix.Stat(m.at, &s) == nil && s.Mode&unix.S_IFMT == unix.S_IFBLK && s.Rdev == number
+	if disk.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return nil, fmt.Errorf("%s is no block device", path)
+	}
+	_, err = mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		itself := (m.FSType == "devtmpfs" || m.FSType == "tmpfs") && unix.Stat(m.Mountpoint, &s) == nil && s.Mode&unix.S_IFMT == unix.S_IFBLK && s.Rdev == disk.Rdev
+		if itself || unix.Mkdev(uint32(m.Major), uint32(m.Minor)) == disk.Rdev {
+			of = append(of, mount{m, itself})
 		}
-		if m.number == text || m.disk {
-			of = append(of, m)
-		}
-	}
-	return of, nil
-}
-
-// numberOf is the number of a block device.
-func numberOf(path string) (uint64, error) {
-	var s unix.Stat_t
-	if err := unix.Stat(path, &s); err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	if s.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return 0, fmt.Errorf("%s is no block device", path)
-	}
-	return s.Rdev, nil
+		return true, false
+	})
+	return of, err
 }
 
 // sizeOf is how large a disk is.

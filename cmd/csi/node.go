@@ -46,13 +46,6 @@ func (d *Driver) NodeGetInfo(ctx context.Context, _ *csi.NodeGetInfoRequest) (*c
 		return nil, err
 	}
 	out := &csi.NodeGetInfoResponse{NodeId: p.Self.ID, AccessibleTopology: &csi.Topology{Segments: map[string]string{FarmKey: p.Self.Farm}}}
-	switch d.cfg.NodeID {
-	case "", p.Self.ID:
-	case p.Self.Name:
-		out.NodeId = p.Self.Name
-	default:
-		return nil, status.Errorf(codes.FailedPrecondition, "--node-id %s: this host's node has the ID %s and the name %q", d.cfg.NodeID, p.Self.ID, p.Self.Name)
-	}
 	if b, err := os.ReadFile(ublksFile); err == nil { // else the driver is not there, and a volume's stage says so
 		out.MaxVolumesPerNode, _ = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
 	}
@@ -93,20 +86,12 @@ func (d *Driver) attach(ctx context.Context, r *csi.NodeStageVolumeRequest) (v a
 
 // NodeStageVolume attaches a volume to this node and mounts it, unless it is wanted as a disk. An empty disk is formatted first.
 func (d *Driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
-	if r.VolumeId == "" || r.StagingTargetPath == "" || r.VolumeCapability == nil {
-		return nil, invalid("volume_id, staging_target_path or volume_capability is missing")
-	}
 	if why := capable(r.VolumeCapability); why != "" {
 		return nil, invalid("%s", why)
 	}
 	if content.CheckName(r.VolumeId) != nil {
 		return nil, status.Errorf(codes.NotFound, "there is no volume %q", r.VolumeId)
 	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, err := d.attach(ctx, r)
 	if err != nil {
 		return nil, err
@@ -121,16 +106,8 @@ func (d *Driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequ
 // NodeUnstageVolume ends a stage and releases the volume: it succeeds when the bucket has all of it, so that any node of the farm may
 // have it.
 func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	if r.VolumeId == "" || r.StagingTargetPath == "" {
-		return nil, invalid("volume_id or staging_target_path is missing")
-	}
 	out := &csi.NodeUnstageVolumeResponse{}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := unmount(ctx, r.StagingTargetPath); err != nil || content.CheckName(r.VolumeId) != nil {
+	if err := unmount(r.StagingTargetPath); err != nil || content.CheckName(r.VolumeId) != nil {
 		return out, err
 	}
 	var v api.Volume
@@ -145,14 +122,6 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolume
 
 // NodePublishVolume shows a volume that is staged at another path: the tree, or the disk.
 func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	if r.VolumeId == "" || r.TargetPath == "" || r.VolumeCapability == nil {
-		return nil, invalid("volume_id, target_path or volume_capability is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, err := d.find(ctx, r.VolumeId)
 	if err != nil {
 		return nil, err
@@ -160,29 +129,28 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 	if !strings.HasPrefix(v.Device, "/dev/") || r.StagingTargetPath == "" {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is not staged on this node: %s", v.Name, v.State)
 	}
-	from, number, err := r.StagingTargetPath, uint64(0), error(nil)
-	if number, err = numberOf(v.Device); err != nil {
-		return nil, err
-	}
-	block := r.VolumeCapability.GetBlock() != nil
+	from, block := r.StagingTargetPath, r.VolumeCapability.GetBlock() != nil
 	if block {
 		from = v.Device
 	}
-	there, err := mountsOf(number)
+	targets, err := mountsOf(v.Device)
 	if err != nil {
 		return nil, err
 	}
-	targets := slices.DeleteFunc(slices.Clone(there), func(m mount) bool { return m.at == real(r.StagingTargetPath) })
-	at := slices.IndexFunc(targets, func(m mount) bool { return m.at == real(r.TargetPath) })
+	staged := at(targets, r.StagingTargetPath)
+	if staged >= 0 {
+		targets = slices.Delete(targets, staged, staged+1)
+	}
+	there := at(targets, r.TargetPath)
 	single := r.VolumeCapability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
 	switch {
-	case at >= 0 && r.Readonly && !targets[at].readonly:
+	case there >= 0 && r.Readonly && !targets[there].readonly():
 		return nil, status.Errorf(codes.AlreadyExists, "volume %s is at %s, for writing", v.Name, r.TargetPath)
-	case at >= 0:
+	case there >= 0:
 		return &csi.NodePublishVolumeResponse{}, nil
 	case single && len(targets) > 0:
-		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is at %s, and may be at one place alone", v.Name, targets[0].at)
-	case !block && len(targets) == len(there):
+		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is at %s, and may be at one place alone", v.Name, targets[0].Mountpoint)
+	case !block && staged < 0:
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is not mounted at %s", v.Name, r.StagingTargetPath)
 	}
 	return &csi.NodePublishVolumeResponse{}, bind(ctx, from, r.TargetPath, block, r.Readonly)
@@ -190,15 +158,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 
 // NodeUnpublishVolume ends that.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	if r.VolumeId == "" || r.TargetPath == "" {
-		return nil, invalid("volume_id or target_path is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := unmount(ctx, r.TargetPath); err != nil {
+	if err := unmount(r.TargetPath); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(r.TargetPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -209,9 +169,6 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVo
 
 // published returns a volume that is at a path of this node.
 func (d *Driver) published(ctx context.Context, id, path string) (v api.Volume, m mount, err error) {
-	if id == "" || path == "" {
-		return v, m, invalid("volume_id or volume_path is missing")
-	}
 	if v, err = d.find(ctx, id); err != nil {
 		return v, m, err
 	}
@@ -219,16 +176,11 @@ func (d *Driver) published(ctx context.Context, id, path string) (v api.Volume, 
 	if !strings.HasPrefix(v.Device, "/dev/") {
 		return v, m, none
 	}
-	number, err := numberOf(v.Device)
+	all, err := mountsOf(v.Device)
 	if err != nil {
 		return v, m, err
 	}
-	all, err := mountsOf(number)
-	if err != nil {
-		return v, m, err
-	}
-	path = real(path)
-	if i := slices.IndexFunc(all, func(m mount) bool { return m.at == path }); i >= 0 {
+	if i := at(all, path); i >= 0 {
 		return v, all[i], nil
 	}
 	return v, m, none
@@ -247,8 +199,8 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 		return out, nil
 	}
 	var s unix.Statfs_t
-	if err := unix.Statfs(m.at, &s); err != nil {
-		return nil, fmt.Errorf("look at %s: %w", m.at, err)
+	if err := unix.Statfs(m.Mountpoint, &s); err != nil {
+		return nil, fmt.Errorf("look at %s: %w", m.Mountpoint, err)
 	}
 	block := int64(s.Bsize)
 	out.Usage = []*csi.VolumeUsage{
@@ -261,14 +213,6 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 // NodeExpandVolume makes a volume that is in use here larger, if that was not done where it was asked for, and then what
 // is on it. A kernel that can't let a disk grow in use says so: it has grown when it is staged next.
 func (d *Driver) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
-	if r.VolumeId == "" {
-		return nil, invalid("volume_id is missing")
-	}
-	done, err := d.take(r.VolumeId)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	v, m, err := d.published(ctx, r.VolumeId, r.VolumePath)
 	if err != nil {
 		return nil, err
@@ -290,8 +234,8 @@ func (d *Driver) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRe
 		return nil, err
 	case has < size:
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s has %d bytes, and %s shows them when it is staged next: disks that are in use grow from Linux 6.16 on", v.Name, size, v.Device)
-	case !m.disk && !m.readonly:
-		err = grow(ctx, v.Device, m)
+	case !m.disk && !m.readonly():
+		err = grow(ctx, v.Device, m.FSType, m.Mountpoint)
 	}
 	return &csi.NodeExpandVolumeResponse{CapacityBytes: has}, err
 }

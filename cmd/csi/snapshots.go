@@ -18,6 +18,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
+// behind is what tokens of lists begin with; the snapshot that the page comes behind follows.
+const behind = "behind:"
+
 // snapshot returns a snapshot of the mesh by its ID, NAME@N.
 func (d *Driver) snapshot(ctx context.Context, id string) (s api.Snapshot, err error) {
 	if content.KindSnapshot.CheckName(id) != nil {
@@ -42,20 +45,12 @@ func (d *Driver) snapshots(ctx context.Context, volume string) (all []api.Snapsh
 // CreateSnapshot makes a snapshot, which is labelled by the name that it is asked for under: a repetition finds it by that. It
 // is ready to be used once the bucket has all of it, which is hastened.
 func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
-	if r.Name == "" || r.SourceVolumeId == "" {
-		return nil, invalid("name or source_volume_id is missing")
-	}
 	for key := range r.Parameters {
 		if !strings.HasPrefix(key, sidecarKeys) {
 			return nil, invalid("parameter %s: snapshots take none", key)
 		}
 	}
 	label := nameOf(r.Name, labelMax)
-	done, err := d.take(label + "@")
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	all, err := d.snapshots(ctx, "")
 	if err != nil {
 		return nil, err
@@ -75,7 +70,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotReques
 		return d.ask(ctx, "POST", volumePath(v.Name)+"/snapshots?wait="+terms.Durable, api.SnapshotRequest{Label: label}, &taken)
 	}
 	if !held(v) || borrowed(v) {
-		err = d.borrow(ctx, v, take)
+		err = d.borrow(ctx, v.Name, take)
 	} else {
 		err = take()
 	}
@@ -90,9 +85,6 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotReques
 
 // DeleteSnapshot deletes a snapshot; what was made from it stays.
 func (d *Driver) DeleteSnapshot(ctx context.Context, r *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
-	if r.SnapshotId == "" {
-		return nil, invalid("snapshot_id is missing")
-	}
 	out := &csi.DeleteSnapshotResponse{}
 	if content.KindSnapshot.CheckName(r.SnapshotId) != nil { // there is none
 		return out, nil
@@ -119,11 +111,18 @@ func (d *Driver) ListSnapshots(ctx context.Context, r *csi.ListSnapshotsRequest)
 		}
 	}
 	all = slices.DeleteFunc(all, func(s api.Snapshot) bool { return r.SourceVolumeId != "" && s.Volume != r.SourceVolumeId })
-	all, next, err := page(all, func(s api.Snapshot) string { return s.ID }, r.StartingToken, r.MaxEntries)
-	if err != nil {
-		return nil, err
+	last, ok := strings.CutPrefix(r.StartingToken, behind)
+	switch {
+	case r.StartingToken != "" && !ok:
+		return nil, status.Errorf(codes.Aborted, "starting_token %q is none of this driver's", r.StartingToken)
+	case r.MaxEntries < 0:
+		return nil, invalid("max_entries %d is less than none", r.MaxEntries)
+	case ok:
+		all = slices.DeleteFunc(all, func(s api.Snapshot) bool { return terms.CompareSnapshots(s.ID, last) <= 0 })
 	}
-	out.NextToken = next
+	if most := int(r.MaxEntries); most > 0 && len(all) > most {
+		all, out.NextToken = all[:most], behind+all[most-1].ID
+	}
 	for _, s := range all {
 		out.Entries = append(out.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: shown(s)})
 	}

@@ -10,7 +10,6 @@ import (
 // csiCmd mounts disks, which only Linux has.
 type csiCmd struct {
 	Endpoint string `required:"" env:"CSI_ENDPOINT" help:"Where the driver is asked." placeholder:"unix:///PATH"`
-	NodeID   string `name:"node-id" help:"What the orchestrator calls this host's node." placeholder:"ID"`
 }
 
 func (c *csiCmd) Run() error {

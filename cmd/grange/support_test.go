@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -153,5 +154,34 @@ func TestSupportOfANodeThatHangs(t *testing.T) {
 	missing, err := support.Config{Client: asked, Here: true, Data: data, Timeout: time.Second, Doctor: func(_ context.Context) ([]byte, error) { return []byte("[]"), nil }}.Write(t.Context(), io.Discard)
 	if took := time.Since(begun); err != nil || took > 20*time.Second || !strings.Contains(missing["node/status.json"], "within 1s") || missing["host/data.txt"] != "" {
 		t.Errorf("after %s: %v, %v", took, missing, err)
+	}
+}
+
+// TestSupportOfADocumentThatIsTooLong has none of it: where it is cut nobody knows any more what its users chose. However
+// much comes, little is kept.
+func TestSupportOfADocumentThatIsTooLong(t *testing.T) {
+	const sent = 24 << 20
+	data := serveAt(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/instances" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `[{"spec": {"env": ["DATABASE=planted"]}}`+strings.Repeat(" ", sent)+"]")
+	}))
+	asked, err := client.New(client.Config{Data: data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "support.tar.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := (support.Config{Client: asked, Doctor: func(context.Context) ([]byte, error) { return []byte("[]"), nil }}).Write(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if text := unpacked(t, f.Name())["node/instances.json"]; text != fmt.Sprintf("… %d bytes are left out\n", 16<<20) {
+		t.Errorf("%.200s", text)
 	}
 }

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -77,15 +76,12 @@ func (s *Server) onlyHere(ctx context.Context) ([]Alone, error) {
 	}
 	for _, i := range n.Instances.List() {
 		if i.Spec.Runtime == instances.Process && i.State != state.Unprovisioned && i.Dir != "" {
-			out = append(out, Alone{About: string(content.KindInstance) + ":" + i.Name, Since: i.Saved, Text: cmp.Or(onlySaved(i), "all that it has: it was never put away"), Mend: "grange instance deprovision " + i.Name})
+			text := "what it has changed since it was put away last"
+			if i.Saved.IsZero() {
+				text = "all that it has: it was never put away"
+			}
+			out = append(out, Alone{About: string(content.KindInstance) + ":" + i.Name, Since: i.Saved, Text: text, Mend: "grange instance deprovision " + i.Name})
 		}
 	}
 	return out, nil
-}
-
-func onlySaved(i Instance) string {
-	if i.Saved.IsZero() {
-		return ""
-	}
-	return "what it has changed since it was put away last"
 }

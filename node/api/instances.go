@@ -144,6 +144,9 @@ const (
 	proxyTimeout = time.Minute
 	// proxyIdle is how long a connection to an instance is kept that nobody uses: it looks like one who does.
 	proxyIdle = 5 * time.Second
+	// pagesPolicy has a browser take an instance's pages for those of an origin of their own: they are anybody's
+	// work, and come from the same address as the dashboard, whose rights they would have else.
+	pagesPolicy = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 )
 
 // isProxied tells the requests that an instance answers: the node does not read their bodies, which may be of any length.
@@ -186,6 +189,12 @@ func (s *Server) pages(portOf func(name string) (int, error)) http.HandlerFunc {
 			p.SetURL(&to)
 			p.Out.Header.Del("Authorization")
 			p.SetXForwarded()
+		}, ModifyResponse: func(r *http.Response) error {
+			r.Header.Add("Content-Security-Policy", pagesPolicy)                         // beside its own: all of them count
+			for _, name := range []string{"Clear-Site-Data", "Service-Worker-Allowed"} { // which are of the whole address
+				r.Header.Del(name)
+			}
+			return nil
 		}, ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			writeProblem(w, http.StatusBadGateway, content.Line(fmt.Errorf("instance %q does not answer at its port: %w; `grange instance logs %s` has what it says", name, err, name)))
 		}}).ServeHTTP(w, r)

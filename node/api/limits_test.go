@@ -287,6 +287,46 @@ func TestPagesThatCantBeHad(t *testing.T) {
 	}
 }
 
+// TestPagesAreOfTheirOwnOrigin: whatever a workload answers, a browser takes its pages for a stranger's to the dashboard.
+func TestPagesAreOfTheirOwnOrigin(t *testing.T) {
+	workload := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Security-Policy", "sandbox allow-same-origin allow-scripts")
+		w.Header().Set("Service-Worker-Allowed", "/")
+		w.Header().Set("Clear-Site-Data", `"*"`)
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	defer workload.Close()
+	s := &Server{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+	answer, r := httptest.NewRecorder(), httptest.NewRequest("GET", instancesPath+"/web/proxy/", nil)
+	s.pages(func(string) (int, error) { return workload.Listener.Addr().(*net.TCPAddr).Port, nil })(answer, r)
+	h := answer.Header()
+	if last := h.Values("Content-Security-Policy"); answer.Code != http.StatusTeapot || len(last) != 2 || last[1] != pagesPolicy || strings.Contains(pagesPolicy, "same-origin") {
+		t.Errorf("%d, policies %q", answer.Code, last)
+	}
+	if h.Get("Service-Worker-Allowed") != "" || h.Get("Clear-Site-Data") != "" {
+		t.Errorf("%v", h)
+	}
+}
+
+// TestSocketUnderAName: a page whose host's name has come to mean the end of a tunnel to the socket is no operator.
+func TestSocketUnderAName(t *testing.T) {
+	s := serveTest(t, shortLimits())
+	for host, status := range map[string]int{
+		"node": 200, "localhost:8080": 200, "127.0.0.1:8080": 200, "[::1]:8080": 200, "a.localhost": 200,
+		"rebound.example": 403, "rebound.example:8080": 403, "127.0.0.1.rebound.example": 403, "localhost.rebound.example": 403,
+	} {
+		c, err := net.Dial("unix", s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "PUT /api/volumes/v HTTP/1.1\r\nHost: %s\r\nOrigin: http://%[1]s\r\nContent-Length: 1\r\n\r\nx", host)
+		if got, said := answerOf(t, c); got != status {
+			t.Errorf("Host %s: %d %s", host, got, said)
+		}
+		c.Close()
+	}
+}
+
 // TestStrangersSpendTheirOwn: when strangers have spent what is theirs they are told
 // to wait, and the operator is served.
 func TestStrangersSpendTheirOwn(t *testing.T) {

@@ -17,8 +17,10 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -77,10 +79,10 @@ func (s *Server) Run(ctx context.Context) error {
 
 // traced is what a request is called in traces: those of the operator alone are.
 func (s *Server) traced(r *http.Request) string {
-	_, pattern := s.mux.Handler(r)
 	if !isTrusted(r.Context()) {
 		return ""
 	}
+	_, pattern := s.mux.Handler(r)
 	return pattern
 }
 
@@ -233,13 +235,18 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 
 // guard decides who may pass: everyone over the socket; over TCP those with the
 // token, and anyone to the routes that need none. A page of another origin is shown
-// what is public.
+// what is public. Over the socket, to which a tunnel may lead from where browsers are,
+// nobody is served who asks for it under a name of the DNS.
 func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ok := socket || s.hasToken(r)
 		answer := paced{w, s.limits.write}
 		answer.extend()
 		defer answer.extend() // for what is sent when the handler has returned
+		if socket && !IsOwn(r.Host) {
+			s.refuse(answer, r, http.StatusForbidden, "ask the node's socket as localhost, or by an address: "+strconv.Quote(r.Host)+" may be a name of anybody's")
+			return
+		}
 		origin := r.Header.Get("Origin")
 		foreign := origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host
 		if foreign && !isPublic(r.URL.Path) {
@@ -267,6 +274,13 @@ func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 			s.serveStranger(next, answer, r)
 		}
 	})
+}
+
+// IsOwn tells a Host that is no name of the DNS: whoever has one may let it mean the browser's own host, and
+// have a page ask there as if it were of the same origin.
+func IsOwn(host string) bool {
+	name := (&url.URL{Host: host}).Hostname()
+	return net.ParseIP(name) != nil || !strings.Contains(name, ".") || strings.HasSuffix(name, ".localhost")
 }
 
 // isOpen tells the routes that need no token; what they show of content is the

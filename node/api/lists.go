@@ -62,7 +62,7 @@ func part[T any](in Page, list []T, key func(T) string, order func(a, b string) 
 	}
 	by, down := strings.CutPrefix(in.Sort, "-")
 	switch {
-	case down || by == "" && order("a", "b") > 0:
+	case down:
 		order = newestFirst
 	case by != "":
 		order = cmp.Compare[string]

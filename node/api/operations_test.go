@@ -28,7 +28,7 @@ func TestEventsHaveIDs(t *testing.T) {
 	}
 	s := New(Config{Node: &node.Node{Operations: ops}})
 	h := s.guard(unrouted(s.mux), true)
-	path := "/api/operations/" + v.ID + "/events"
+	path := "http://node/api/operations/" + v.ID + "/events"
 	w := request(h, "GET", path)
 	if w.Code != http.StatusOK || !strings.HasPrefix(w.Body.String(), "id: 3\nevent: progress\ndata: {") || w.Header().Get("Content-Type") != "text/event-stream" {
 		t.Errorf("%d %v %q", w.Code, w.Header(), w.Body)
@@ -52,7 +52,7 @@ func TestCancelAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := New(Config{Node: &node.Node{Operations: ops}})
-	w := request(s.guard(unrouted(s.mux), true), "DELETE", "/api/operations/"+v.ID)
+	w := request(s.guard(unrouted(s.mux), true), "DELETE", "http://node/api/operations/"+v.ID)
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"state":"cancelled"`) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}

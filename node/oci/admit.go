@@ -39,7 +39,7 @@ func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (it
 		d.known.refused(p, credential, refused.challenge)
 		return item{}, err
 	}
-	it, open, found := d.remembered(ctx, p, ref)
+	it, open, found := d.remembered(ctx, p, ref, isAway(err))
 	if !found {
 		return item{}, err
 	}
@@ -86,8 +86,8 @@ const (
 )
 
 // remembered looks for what stands under a reference without the registry: here, in the trees of the
-// mesh, and with the members of the farm.
-func (d *Door) remembered(ctx context.Context, p place, ref string) (item, access, bool) {
+// mesh, and, while that is away, with the members of the farm.
+func (d *Door) remembered(ctx context.Context, p place, ref string, away bool) (item, access, bool) {
 	if isDigest(ref) {
 		it, ok := d.known.item(p, digest.Digest(ref))
 		if !ok {
@@ -104,6 +104,9 @@ func (d *Door) remembered(ctx context.Context, p place, ref string) (item, acces
 		return d.known.enter(p, it), t.access, true
 	}
 	t, ok := d.known.tag(p, ref)
+	if !ok && !away { // what the registry says counts, and a question to all for each wrong name is dear
+		return item{}, some, false
+	}
 	if !ok {
 		if t, ok = d.askTag(ctx, p, ref); !ok {
 			return item{}, some, false
@@ -143,6 +146,9 @@ func (d *Door) open(ctx context.Context, repo string, id ociregistry.Digest, man
 	it, err := d.resolve(ctx, repo, string(id), manifest)
 	if err != nil {
 		return nil, err
+	}
+	if manifest && it.Size > manifestMax { // who names a layer so would have all of it in memory
+		return nil, fmt.Errorf("manifest %s of %s: %w: it has %d bytes, and may have %d", id, repo, content.ErrInvalid, it.Size, manifestMax)
 	}
 	p, credential := from(ctx, repo)
 	x, err := d.bring(ctx, p, it, credential)

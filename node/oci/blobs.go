@@ -58,6 +58,8 @@ type blob struct {
 	size int64
 	path string
 
+	checking sync.Mutex // held while a blob of an earlier start is read; before mu
+
 	mu     sync.Mutex // guards what follows
 	have   int64      // bytes from the first on
 	whole  bool       // all of it was checked
@@ -100,6 +102,11 @@ func openBlobs(dir string, quota int64) (*blobs, error) {
 		b.sum += info.Size()
 	}
 	return b, err
+}
+
+// stage makes a folder for links to blobs. One that a crash leaves is gone at the next start, and the room that it takes.
+func (b *blobs) stage() (string, error) {
+	return os.MkdirTemp(filepath.Join(b.dir, partDir), "stage-")
 }
 
 func (b *blobs) path(id blobID) string {
@@ -248,12 +255,19 @@ func (x *blob) idle() bool {
 	return x.users == 0 && x.file == nil
 }
 
-// recheck reads a blob of an earlier start once.
+// recheck looks whether a blob is there, and reads one of an earlier start once. Who wants another does not wait for it.
 func (x *blob) recheck() error {
+	x.checking.Lock()
+	defer x.checking.Unlock()
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.whole || x.file != nil || x.failed != nil {
+	whole, known := x.whole, x.file != nil || x.failed != nil
+	x.mu.Unlock()
+	if known {
 		return nil
+	}
+	if whole { // unless somebody has removed it to make room
+		_, err := os.Stat(x.path)
+		return err
 	}
 	f, err := os.Open(x.path)
 	if err != nil {
@@ -267,6 +281,8 @@ func (x *blob) recheck() error {
 	if digest.NewDigest(digest.SHA256, sum) != x.id.Digest {
 		return content.ErrCorrupt
 	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	x.whole = true
 	return nil
 }

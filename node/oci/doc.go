@@ -12,9 +12,9 @@
 //
 // An image is published as a tree of files in OCI layout, named by its reference: what already
 // publishes, shares, warms, follows, checks and removes trees does so with images, and others read
-// what `grange tree export` writes. It has what was asked for and no other platforms; its index says
-// whether everybody may read it. Trees are of scope mesh, those of what is not everybody's of the
-// farm. A member that may publish does it, first the one that rendezvous picks for the name.
+// what `grange tree export` writes. It has what was asked for and no other platforms, and is of scope mesh:
+// what not everybody may read is never published, and stays in the nodes' own files. A member that may
+// publish does it, first the one that rendezvous picks for the name, and asks the registry itself.
 //
 // Who may read what: of a registry's repository what the registry lets the same credential read, asked
 // anew after a minute; while it is away what it let everybody read, or this credential within a day. A

@@ -123,7 +123,10 @@ func New(cfg Config) (*Door, error) {
 		d.cfg.Quota = QuotaDefault
 	}
 	if err == nil {
-		d.known, err = openKnown(filepath.Join(cfg.Dir, "known.json"), cfg.Now)
+		if d.known, err = openKnown(filepath.Join(cfg.Dir, "known.json"), cfg.Now); errors.Is(err, content.ErrCorrupt) { // hints alone, for which no node stays away
+			cfg.Log.Warn("the door for images begins without", "err", err)
+			err = nil
+		}
 	}
 	if err == nil {
 		d.blobs, err = openBlobs(filepath.Join(cfg.Dir, "blobs"), d.cfg.Quota)
@@ -199,8 +202,8 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer d.requests.Release(1)
-	if host, _, err := net.SplitHostPort(r.Host); err != nil || host != "localhost" && !net.ParseIP(host).IsLoopback() || r.Header.Get("Origin") != "" {
-		d.writeError(w, r, ociregistry.ErrDenied) // a page in a browser, under a name of its own for this host
+	if host, _, err := net.SplitHostPort(r.Host); err != nil || host != "localhost" && !net.ParseIP(host).IsLoopback() || r.Header.Get("Origin")+r.Header.Get("Sec-Fetch-Site") != "" {
+		d.writeError(w, r, ociregistry.ErrDenied) // a page in a browser, under a name of its own for this host, or with a picture from here
 		return
 	}
 	a := &asker{registry: r.URL.Query().Get("ns"), credential: r.Header.Get("Authorization"), ranged: r.Header.Get("Content-Range") != ""}

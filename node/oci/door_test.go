@@ -415,8 +415,18 @@ func TestPartsAndNonsense(t *testing.T) {
 			t.Errorf("%s: %d %s", path, got.code, got.body)
 		}
 	}
-	if got := d.ask(t, http.MethodGet, blob, "Origin", "https://page.example"); got.code != http.StatusForbidden {
-		t.Errorf("a page in a browser: %d", got.code)
+	for _, header := range [][]string{{"Origin", "https://page.example"}, {"Sec-Fetch-Site", "cross-site"}} {
+		if got := d.ask(t, http.MethodGet, blob, header...); got.code != http.StatusForbidden {
+			t.Errorf("a page in a browser, by %v: %d", header, got.code)
+		}
+	}
+	s.image(t, "large", "1", manifestMax+1)
+	large, err := d.pull(t, "large", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := d.ask(t, http.MethodGet, "large/manifests/"+digest.FromBytes(large[len(large)-1]).String()+ns); got.code != http.StatusNotFound || !strings.Contains(string(got.body), "may have") {
+		t.Errorf("a layer that is asked for as a manifest: %d %s", got.code, got.body)
 	}
 	if got := d.ask(t, http.MethodGet, ""); got.code != http.StatusOK && got.code != http.StatusUnauthorized {
 		t.Errorf("the door itself: %d", got.code)

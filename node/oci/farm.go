@@ -336,7 +336,10 @@ func (d *Door) Answer(ctx context.Context, from exchange.Peer, method string, bo
 	switch method {
 	case whoMethod:
 		return membership.Answer(codec, body, func(q question) ([]byte, error) {
-			return []byte(d.answerWho(ctx, from.ID, q)), q.Blob.check()
+			if err := q.Blob.check(); err != nil {
+				return nil, err
+			}
+			return []byte(d.answerWho(ctx, from.ID, q)), nil
 		})
 	case haveMethod:
 		return membership.Answer(codec, body, func(q question) (having, error) { return d.having(q.Blob), nil })

@@ -27,6 +27,10 @@ const (
 // bring returns a blob that is here, or comes. Its user closes it.
 func (d *Door) bring(ctx context.Context, p place, it item, credential string) (*blob, error) {
 	x, mine, err := d.blobs.begin(blobID{it.Digest, d.domain(ctx, p, it)}, it.Size)
+	if err == nil && x.size != it.Size { // what others read to its end would never come
+		x.close()
+		return nil, fmt.Errorf("blob %s: %w: %s says that it has %d bytes, and who is asked for it besides %d", it.Digest, content.ErrCorrupt, p, it.Size, x.size)
+	}
 	if err != nil || !mine {
 		return x, err
 	}

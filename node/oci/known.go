@@ -76,6 +76,7 @@ type saved struct {
 	Proofs map[string]proof `json:"proofs"`
 }
 
+// openKnown reads a file. Of a damaged one nothing is known, and that it was one is said.
 func openKnown(file string, now func() time.Time) (*known, error) {
 	k := &known{file: file, now: now, secret: make([]byte, sha256.Size)}
 	var err1, err2, err3 error
@@ -92,7 +93,7 @@ func openKnown(file string, now func() time.Time) (*known, error) {
 		err = json.Unmarshal(b, &s)
 	}
 	if err != nil || len(s.Secret) != sha256.Size {
-		return nil, fmt.Errorf("what is known of registries, in %s: %w: %w; remove the file to begin without", file, content.ErrCorrupt, err)
+		return k, fmt.Errorf("what was known of registries, in %s: %w: %w", file, content.ErrCorrupt, err)
 	}
 	k.secret = s.Secret
 	for key, t := range s.Tags {

@@ -15,6 +15,9 @@ const (
 	octets = "application/octet-stream"
 	// namesMax bounds what one manifest names: those of large images have some hundred.
 	namesMax = 4096
+	// mediaMax bounds a media type, in bytes: those of thousands of blobs are kept in memory. RFC 6838 has two parts of
+	// 127 at most.
+	mediaMax = 255
 )
 
 // manifest is what both images and indexes have, as far as others are named in it.
@@ -41,9 +44,12 @@ func parseManifest(b []byte) (m manifest, err error) {
 		if err := checkDigest(d.Digest); err != nil {
 			return m, fmt.Errorf("manifest: %w", err)
 		}
-		if d.Size < 0 {
-			return m, fmt.Errorf("manifest: %w: %s has %d bytes", content.ErrInvalid, d.Digest, d.Size)
+		if d.Size < 0 || len(d.MediaType) > mediaMax {
+			return m, fmt.Errorf("manifest: %w: %s has %d bytes, and a media type of %d", content.ErrInvalid, d.Digest, d.Size, len(d.MediaType))
 		}
+	}
+	if len(m.MediaType) > mediaMax {
+		return m, fmt.Errorf("manifest: %w: its media type has %d bytes", content.ErrInvalid, len(m.MediaType))
 	}
 	return m, nil
 }

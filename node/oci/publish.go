@@ -150,7 +150,7 @@ func (d *Door) publish(ctx context.Context, q image) error {
 func (d *Door) store(ctx context.Context, op *operations.Operation, name string, q image) error {
 	d.publishes.storing.Lock() // each takes the disk and the line
 	defer d.publishes.storing.Unlock()
-	stage, err := os.MkdirTemp(d.cfg.Dir, "stage-")
+	stage, err := d.blobs.stage()
 	if err != nil {
 		return err
 	}

@@ -34,10 +34,13 @@ const (
 	awayFor = 5 * time.Second
 	// patience is the longest that a registry may have itself be let alone for.
 	patience = 30 * time.Second
-	// requestsEach bounds the requests at once to one registry, which bans who asks too much.
+	// requestsEach bounds the blobs that come at once from one registry, which bans who asks too much, and the
+	// questions at once to it.
 	requestsEach = 8
 	// manifestMax bounds a manifest, in bytes: what registries agree on.
 	manifestMax = 4 << 20
+	// headersMax bounds the headers of an answer, in bytes: challenges are kept of thousands of repositories.
+	headersMax = 16 << 10
 )
 
 // accepted are the manifests that a registry may answer with.
@@ -69,8 +72,9 @@ func isAway(err error) bool { _, ok := errors.AsType[*awayError](err); return ok
 type upstream struct {
 	base   string // its URL
 	public *http.Client
-	bare   *http.Client // which shows what the caller gives it
-	gate   *semaphore.Weighted
+	bare   *http.Client        // which shows what the caller gives it
+	gate   *semaphore.Weighted // of blobs
+	heads  *semaphore.Weighted // of questions, which wait for no blob
 	now    func() time.Time
 
 	mu    sync.Mutex // guards what follows
@@ -92,12 +96,12 @@ func newUpstream(name, given string, now func() time.Time) *upstream {
 	}
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, TLSHandshakeTimeout: tlsTimeout,
-		ResponseHeaderTimeout: headerTimeout, MaxIdleConnsPerHost: requestsEach, IdleConnTimeout: time.Minute, DisableCompression: true, ForceAttemptHTTP2: true,
+		ResponseHeaderTimeout: headerTimeout, MaxResponseHeaderBytes: headersMax, MaxIdleConnsPerHost: requestsEach, IdleConnTimeout: time.Minute, DisableCompression: true, ForceAttemptHTTP2: true,
 	}
 	noted := noting{transport}
 	return &upstream{
 		base: strings.TrimSuffix(base, "/"), bare: &http.Client{Transport: noted}, public: &http.Client{Transport: ociauth.NewStdTransport(ociauth.StdTransportParams{Transport: noted})},
-		gate: semaphore.NewWeighted(requestsEach), now: now,
+		gate: semaphore.NewWeighted(requestsEach), heads: semaphore.NewWeighted(requestsEach), now: now,
 	}
 }
 
@@ -218,6 +222,10 @@ func (u *upstream) head(ctx context.Context, p place, manifest bool, ref, creden
 	if manifest && !isDigest(ref) && !ociref.IsValidTag(ref) {
 		return item{}, fmt.Errorf("tag %.80q: %w", ref, content.ErrNotFound)
 	}
+	if err := u.heads.Acquire(ctx, 1); err != nil {
+		return item{}, &awayError{why: fmt.Errorf("%d others are asked of it: %w", requestsEach, err)}
+	}
+	defer u.heads.Release(1)
 	answer, err := u.ask(ctx, http.MethodHead, wish{p, path(manifest, ref), credential, 0})
 	if err != nil {
 		return item{}, err

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"net/url"
 	"os"
 	"runtime"
 	"time"
@@ -54,9 +53,7 @@ func handler() http.Handler {
 		_ = json.NewEncoder(w).Encode(map[string]any{"cmdline": os.Args, "memstats": memory, "goroutines": runtime.NumGoroutine()}) // who asked may be gone
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A page that a browser shows may have its host's name mean this host.
-		host := (&url.URL{Host: r.Host}).Hostname()
-		if net.ParseIP(host) == nil && host != "localhost" {
+		if !api.IsOwn(r.Host) {
 			http.Error(w, "ask by the address of this host, not by a name", http.StatusForbidden)
 			return
 		}

@@ -198,6 +198,9 @@ func (c Settings) portsFinding(ctx context.Context, s api.Status, away error) Fi
 		}
 		return Bad.Of("ports", strings.Join(wrong, "; ")).By("%s", mend)
 	}
+	if len(fine) == 0 {
+		return Note.Of("ports", "none is set, and no node says any")
+	}
 	return Good.Of("ports", strings.Join(fine, ", "))
 }
 

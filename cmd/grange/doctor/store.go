@@ -62,17 +62,17 @@ func (c Settings) storeFindings(ctx context.Context, alone bool) []Finding {
 // MendStore is what to do about what a store has answered, by the words of origin/bucket/s3.
 func MendStore(text string) string {
 	for _, m := range [][2]string{
-		{"no credentials were found", "printf 'AWS_ACCESS_KEY_ID=%s\\nAWS_SECRET_ACCESS_KEY=%s\\n' ID SECRET > /etc/grange/aws && systemctl restart grange  # with EnvironmentFile=-/etc/grange/aws in the unit; in a shell, export both"},
+		{"no credentials were found", "printf 'AWS_ACCESS_KEY_ID=%s\\nAWS_SECRET_ACCESS_KEY=%s\\n' ID SECRET >> /etc/grange/environment && systemctl restart grange  # which the unit of the packages reads; in a shell, export both"},
 		{"clock is not the store's", setClock},
-		{"SignatureDoesNotMatch", "correct AWS_SECRET_ACCESS_KEY in /etc/grange/aws, then systemctl restart grange"},
-		{"credentials are wrong", "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in /etc/grange/aws, then systemctl restart grange"},
+		{"SignatureDoesNotMatch", "correct AWS_SECRET_ACCESS_KEY in /etc/grange/environment, then systemctl restart grange"},
+		{"credentials are wrong", "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in /etc/grange/environment, then systemctl restart grange"},
 		{"credentials do not allow it", "grant that key s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload, on the bucket and on what is in it"},
 		{"there is no bucket", "aws s3 mb s3://NAME --endpoint-url URL  # or correct the bucket in --origin, with path-style=true for a store that wants it in the path"},
 		{"in another region", "aws s3api get-bucket-location --bucket NAME  # and give --origin that region=…"},
 		{"path-style=true", "give --origin path-style=true: 's3://BUCKET/PREFIX?endpoint=URL&path-style=true'"},
 		{"no host is called", "correct endpoint= and region= in --origin; getent hosts NAME says which names are known"},
 		{"nothing answers there", "curl -v ENDPOINT  # start the store, or correct endpoint= in --origin"},
-		{"is not trusted here", "export AWS_CA_BUNDLE=/path/of/its/authorities.pem, in /etc/grange/aws for the node"},
+		{"is not trusted here", "export AWS_CA_BUNDLE=/path/of/its/authorities.pem, in /etc/grange/environment for the node"},
 	} {
 		if strings.Contains(text, m[0]) {
 			return m[1]

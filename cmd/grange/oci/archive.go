@@ -114,6 +114,11 @@ func (i *image) find(ctx context.Context, ref ociref.Reference, platform string)
 		}
 		if m.Config != nil {
 			i.parts = append(m.Layers, *m.Config)
+			for _, part := range i.parts { // a registry says what it likes
+				if err := part.Digest.Validate(); err != nil {
+					return fmt.Errorf("%w: digest %.80q: %w", content.ErrInvalid, part.Digest, err)
+				}
+			}
 			return nil
 		}
 		if depth > 2 {

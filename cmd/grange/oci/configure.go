@@ -4,19 +4,23 @@ package oci
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"cuelabs.dev/go/oci/ociregistry/ociref"
 
 	"github.com/grangemesh/grange/cmd/grange/ask"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
 
@@ -43,7 +47,7 @@ type configure struct {
 }
 
 // Run writes, or removes.
-func (c *configure) Run(_ context.Context, std ask.Stdio) error {
+func (c *configure) Run(_ context.Context, app *ask.Node, std ask.Stdio) error {
 	if host, _, err := net.SplitHostPort(c.Address); err != nil || !api.IsLoopback(host) {
 		return fmt.Errorf("%w: --address %q: want HOST:PORT of loopback, as the node's --oci", ask.ErrUsage, c.Address)
 	}
@@ -66,28 +70,47 @@ func (c *configure) Run(_ context.Context, std ask.Stdio) error {
 	default:
 		names = []string{everyRegistry}
 	}
+	did := report{Files: map[string]string{}}
 	for _, name := range names {
-		done, err := c.one(filepath.Join(c.CertsDir, name))
+		file := filepath.Join(c.CertsDir, name, hostsFile)
+		done, err := c.one(filepath.Dir(file))
 		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(c.CertsDir, name, hostsFile), err)
+			return fmt.Errorf("%s: %w", file, err)
 		}
 		if done != "" {
-			fmt.Fprintf(std.Out, "%s: %s\n", filepath.Join(c.CertsDir, name, hostsFile), done)
+			did.Files[file] = done
 		}
 	}
 	if !c.Remove {
-		c.hint(std.Out)
+		did.Hint = c.hint()
 	}
-	return nil
+	doc, err := json.Marshal(did)
+	if err != nil {
+		return err
+	}
+	return ask.Show(app, std, doc, func(w io.Writer, r report) {
+		for _, file := range slices.Sorted(maps.Keys(r.Files)) {
+			fmt.Fprintf(w, "%s: %s\n", file, r.Files[file])
+		}
+		if r.Hint != "" {
+			fmt.Fprintln(w, r.Hint)
+		}
+	})
+}
+
+// report is what was done to which files.
+type report struct {
+	Files map[string]string `json:"files"`
+	Hint  string            `json:"hint,omitempty"` // what containerd wants beside
 }
 
 // hint says what containerd wants beside.
-func (c *configure) hint(w io.Writer) {
+func (c *configure) hint() string {
 	config, err := os.ReadFile("/etc/containerd/config.toml")
 	if err == nil && bytes.Contains(config, []byte("config_path")) {
-		return
+		return ""
 	}
-	fmt.Fprintf(w, "containerd reads this once its config.toml has config_path = %q under its registry section, and it was restarted; ctr wants --hosts-dir %s\n", c.CertsDir, c.CertsDir)
+	return fmt.Sprintf("containerd reads this once its config.toml has config_path = %q under its registry section, and it was restarted; ctr wants --hosts-dir %s", c.CertsDir, c.CertsDir)
 }
 
 // one does the file of one registry, and says what.
@@ -98,12 +121,22 @@ func (c *configure) one(dir string) (string, error) {
 	if err != nil && !absent {
 		return "", err
 	}
+	mode := fs.FileMode(0o644)
+	if info, err := os.Stat(file); err == nil { // it may have credentials
+		mode = info.Mode().Perm()
+	}
 	without, had := strip(now)
+	if bytes.Contains(without, []byte(blockBegin)) {
+		return "", fmt.Errorf("%w: the line %q has no line %q behind it, or stands there twice; take out what is between by hand", content.ErrInvalid, blockBegin, blockEnd)
+	}
 	if c.Remove {
 		if !had {
 			return "", nil
 		}
-		return putBack(file, backup, without)
+		return putBack(file, backup, without, mode)
+	}
+	if bytes.Contains(without, []byte(c.table())) { // containerd refuses a file with two
+		return "", fmt.Errorf("%w: it has %s already; take that out, or leave the file as it is", content.ErrExists, c.table())
 	}
 	next := insert(without, c.block())
 	if bytes.Equal(now, next) {
@@ -113,15 +146,15 @@ func (c *configure) one(dir string) (string, error) {
 		return "", err
 	}
 	if !absent && !had {
-		if err := durable.WriteFile(backup, now, 0o644); err != nil {
+		if err := durable.WriteFile(backup, now, mode); err != nil {
 			return "", err
 		}
 	}
-	return "written", durable.WriteFile(file, next, 0o644)
+	return "written", durable.WriteFile(file, next, mode)
 }
 
 // putBack has there what was there before, with what was changed since by others.
-func putBack(file, backup string, without []byte) (string, error) {
+func putBack(file, backup string, without []byte, mode fs.FileMode) (string, error) {
 	before, err := os.ReadFile(backup)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && len(bytes.TrimSpace(without)) == 0:
@@ -131,15 +164,18 @@ func putBack(file, backup string, without []byte) (string, error) {
 	case err == nil && bytes.Equal(before, without):
 		return "put back", os.Rename(backup, file)
 	case err == nil || errors.Is(err, fs.ErrNotExist):
-		return "put back, with what was changed since", durable.WriteFile(file, without, 0o644)
+		return "put back, with what was changed since", durable.WriteFile(file, without, mode)
 	}
 	return "", err
 }
 
 // block is what is ours.
 func (c *configure) block() string {
-	return fmt.Sprintf("%s\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n%s\n", blockBegin, "http://"+c.Address, blockEnd)
+	return fmt.Sprintf("%s\n%s\n  capabilities = [\"pull\", \"resolve\"]\n%s\n", blockBegin, c.table(), blockEnd)
 }
+
+// table is what the part of a file about this node begins with.
+func (c *configure) table() string { return fmt.Sprintf("[host.%q]", "http://"+c.Address) }
 
 // strip takes what is ours out of a file.
 func strip(b []byte) (rest []byte, had bool) {
@@ -155,7 +191,8 @@ func strip(b []byte) (rest []byte, had bool) {
 func insert(b []byte, block string) []byte {
 	at := 0
 	for line := range strings.Lines(string(b)) {
-		if strings.HasPrefix(strings.TrimSpace(line), "[") {
+		name := strings.TrimLeft(line, " \t[")
+		if strings.HasPrefix(strings.TrimSpace(line), "[") && (strings.HasPrefix(name, "host") || strings.HasPrefix(name, "header")) { // no part of a list
 			break
 		}
 		at += len(line)

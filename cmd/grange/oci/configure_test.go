@@ -27,7 +27,7 @@ func TestConfigureAndBack(t *testing.T) {
 	run := func(c configure) {
 		t.Helper()
 		c.CertsDir, c.Address = dir, "127.0.0.1:5050"
-		if err := c.Run(t.Context(), ask.Stdio{Out: io.Discard}); err != nil {
+		if err := c.Run(t.Context(), &ask.Node{}, ask.Stdio{Out: io.Discard}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,8 +75,43 @@ func TestConfigureAndBack(t *testing.T) {
 	}
 	for _, c := range []configure{{Registry: []string{"../x"}}, {Registry: []string{"a/b"}}} {
 		c.CertsDir, c.Address = dir, "127.0.0.1:5050"
-		if err := c.Run(t.Context(), ask.Stdio{Out: io.Discard}); !errors.Is(err, ask.ErrUsage) {
+		if err := c.Run(t.Context(), &ask.Node{}, ask.Stdio{Out: io.Discard}); !errors.Is(err, ask.ErrUsage) {
 			t.Errorf("%q: %v", c.Registry, err)
 		}
+	}
+}
+
+// TestHandmadeFiles: lists over several lines stay whole, credentials stay hidden, and what containerd would not read
+// is not written.
+func TestHandmadeFiles(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "reg.example", hostsFile)
+	if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := configure{Registry: []string{"reg.example"}, CertsDir: dir, Address: "127.0.0.1:5050"}
+	for _, one := range []struct{ before, after string }{
+		{"client = [\n  [\"/a\", \"/b\"],\n]\n\n[host.\"https://mirror\"]\n  [host.\"https://mirror\".header]\n    Authorization = \"Basic x\"\n", "]\n\n" + c.block() + "[host.\"https://mirror\"]\n"},
+		{"[header]\n  x = \"y\"\n", c.block() + "[header]\n"},
+		{"[ host . \"https://mirror\" ]\n", c.block() + "[ host"},
+		{"[host.\"http://127.0.0.1:5050\"]\n  skip_verify = true\n", ""},
+		{blockBegin + "\n[host.\"http://127.0.0.1:5050\"]\n", ""},
+	} {
+		os.Remove(file)
+		if err := os.WriteFile(file, []byte(one.before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := c.Run(t.Context(), &ask.Node{}, ask.Stdio{Out: io.Discard})
+		b, _ := os.ReadFile(file)
+		if one.after == "" && (err == nil || string(b) != one.before) || one.after != "" && (err != nil || !strings.Contains(string(b), one.after)) {
+			t.Errorf("%v:\n%s", err, b)
+		}
+		files, _ := filepath.Glob(filepath.Join(dir, "*", hostsFile+"*"))
+		for _, f := range files {
+			if info, err := os.Stat(f); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v, %v", f, info.Mode(), err)
+			}
+		}
+		os.Remove(filepath.Join(filepath.Dir(file), backupFile))
 	}
 }

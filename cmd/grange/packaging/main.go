@@ -175,7 +175,7 @@ func (r release) build(ctx context.Context, target string) error {
 func compile(ctx context.Context, to, target string) error {
 	system, processor, _ := strings.Cut(target, "/")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -buildid=", "-o", to, "./cmd/grange")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+system, "GOARCH="+processor, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+system, "GOARCH="+processor, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=-buildvcs=true") // in place of those that `go env -w` has set
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
 }

@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -115,18 +116,19 @@ func (c Config) Write(ctx context.Context, w io.Writer) (missing map[string]stri
 	return missing, errors.Join(err, out.Close(), packed.Close())
 }
 
-// bounded is the text of a part without secrets, and no longer than it may be.
+// bounded is the text of a part without secrets, and no longer than it may be. A document that did not come whole, or is
+// longer, is left out: which of its members are secret can't be told where it is cut.
 func (p *part) bounded(known *secrets.Known) []byte {
-	text := p.text
-	also := []string{"env", "command", "compact", "probe", "append", "keys"} // of instances: what their users chose
-	switch cut := len(text) - partMax; {
+	text, cut := p.text, len(p.text)-partMax
+	switch document := strings.HasSuffix(p.name, ".json") && len(text) > 0; {
+	case document && (cut > 0 || !json.Valid(text)):
+		return fmt.Appendf(nil, "… %d bytes are left out\n", len(text))
+	case document: // of instances what their users chose goes too
+		return known.HideJSON(text, "env", "command", "compact", "probe", "append", "keys")
 	case cut > 0 && p.log:
-		text = append([]byte(fmt.Sprintf("… %d bytes are left out\n", cut)), text[cut:]...)
+		text = append(fmt.Appendf(nil, "… %d bytes are left out\n", cut), text[cut:]...)
 	case cut > 0:
-		text = append(slices.Clip(text[:partMax]), fmt.Sprintf("\n… %d bytes are left out\n", cut)...)
-	}
-	if strings.HasSuffix(p.name, ".json") {
-		return known.HideJSON(text, also...)
+		text = fmt.Appendf(text[:partMax:partMax], "\n… %d bytes are left out\n", cut)
 	}
 	return []byte(known.Hide(string(text)))
 }
@@ -193,24 +195,21 @@ func (c Config) hostParts() []*part {
 
 func (c Config) ask(path string) func(context.Context) ([]byte, error) {
 	return func(ctx context.Context) ([]byte, error) {
-		var b bytes.Buffer
 		if c.Client == nil {
 			return nil, errors.New("there is no way to the node")
 		}
-		err := c.Client.Copy(ctx, &limited{&b}, path)
-		return b.Bytes(), err
+		var to limited
+		err := c.Client.Copy(ctx, &to, path)
+		return to.b.Bytes(), err
 	}
 }
 
-// limited takes a little more than partMax, and lets the rest go.
-type limited struct{ *bytes.Buffer }
+// limited takes a little more than partMax, and lets the rest go. It is no bytes.Buffer, whose ReadFrom has no bound.
+type limited struct{ b bytes.Buffer }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if room := 2*partMax - l.Len(); room < len(p) {
-		l.Buffer.Write(p[:max(room, 0)])
-		return len(p), nil
-	}
-	return l.Buffer.Write(p)
+	l.b.Write(p[:min(len(p), max(2*partMax-l.b.Len(), 0))])
+	return len(p), nil
 }
 
 func file(path string) func(context.Context) ([]byte, error) {
@@ -227,13 +226,13 @@ func file(path string) func(context.Context) ([]byte, error) {
 // command runs a program of the host; what it says when it fails is kept too.
 func command(name string, args ...string) func(context.Context) ([]byte, error) {
 	return func(ctx context.Context) ([]byte, error) {
-		var b bytes.Buffer
+		var said limited
 		cmd := exec.CommandContext(ctx, name, args...)
-		cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &limited{&b}, &limited{&b}, time.Second
+		cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &said, &said, time.Second // the same, so that one goroutine writes
 		if err := cmd.Run(); err != nil {
-			return b.Bytes(), fmt.Errorf("%s: %w", name, err)
+			return said.b.Bytes(), fmt.Errorf("%s: %w", name, err)
 		}
-		return b.Bytes(), nil
+		return said.b.Bytes(), nil
 	}
 }
 

@@ -143,6 +143,9 @@ func (a *archive) ofLayout(platform string) ([]Layer, error) {
 			return nil, err
 		}
 		if index.Config != nil {
+			if err := a.suits(*index.Config, platform); err != nil {
+				return nil, err
+			}
 			return a.layers(index.Layers)
 		}
 		one, err := Choose(index.Manifests, platform)
@@ -154,6 +157,23 @@ func (a *archive) ofLayout(platform string) ([]Layer, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: more than %d indexes lead to its image", content.ErrInvalid, depthMax)
+}
+
+// suits refuses an image of another platform than was asked for, which only its configuration may tell.
+func (a *archive) suits(config ocispec.Descriptor, platform string) error {
+	if platform == "" {
+		return nil
+	}
+	var is ocispec.Platform
+	name, err := a.blob(config)
+	if err == nil {
+		err = a.document(name, &is)
+	}
+	if err != nil || is.OS == "" || is.Architecture == "" { // no container's
+		return err
+	}
+	_, err = Choose([]ocispec.Descriptor{{Platform: &is}}, platform)
+	return err
 }
 
 // Choose returns the manifest of a platform, as linux/arm64; of the host's, or the only one, where none is given.

@@ -249,6 +249,25 @@ func TestPlatformIsChosen(t *testing.T) {
 	}
 }
 
+// TestOnlyPlatform: an index that does not say what its one image is for leads to no image for something else.
+func TestOnlyPlatform(t *testing.T) {
+	b := archived(t, func(files map[string][]byte) {
+		put := func(b string) ocispec.Descriptor {
+			d := ocispec.Descriptor{Digest: digest.FromString(b), Size: int64(len(b))}
+			files["blobs/sha256/"+d.Digest.Encoded()] = []byte(b)
+			return d
+		}
+		config := put(`{"os":"linux","architecture":"arm64","variant":"v8"}`)
+		m := put(fmt.Sprintf(`{"config":{"digest":%q},"layers":[]}`, config.Digest))
+		files[ocispec.ImageIndexFile] = fmt.Appendf(nil, `{"manifests":[{"digest":%q}]}`, m.Digest)
+	})
+	for platform, fits := range map[string]bool{"": true, "linux/arm64": true, "linux/arm64/v8": true, "linux/amd64": false, "arm64": false} {
+		if _, err := Find(bytes.NewReader(b), int64(len(b)), platform); (err == nil) != fits || err != nil && !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("%q: %v", platform, err)
+		}
+	}
+}
+
 // TestSavedImage: what docker save writes is read too.
 func TestSavedImage(t *testing.T) {
 	b := packed(t, text("abc/layer.tar", string(packed(t, text("x", "1")))), symlink("def/layer.tar", "../abc/layer.tar"), text(savedFile, `[{"Layers":["abc/layer.tar","def/layer.tar"]}]`), text("repositories", "{}"))

@@ -240,7 +240,7 @@ func TestHintsThatPointNowhere(t *testing.T) {
 		})
 	}
 	far := good
-	far.Offset += 4 << 20
+	far.Offset += 8 << 20
 	_, err := r.ReadFrames(t.Context(), []pack.Extent{good, far})
 	wantErr(t, err, content.ErrInvalid)
 }

@@ -13,6 +13,9 @@ import (
 // sanity is the suite.
 const sanity = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.0"
 
+// Staged are the suite's specs in which a volume is staged: they need disks.
+const Staged = "should remove target path|should fail when volume does not exist on the specified path|should work if node-expand|Node Service should work$|Node Service should be idempotent$"
+
 // Programs builds grange and csi-sanity into a folder, and returns where they are.
 func Programs(ctx context.Context, dir string) (map[string]string, error) {
 	files := map[string]string{"grange": filepath.Join(dir, "grange"), "csi-sanity": filepath.Join(dir, "csi-sanity")}

@@ -11,9 +11,6 @@ import (
 	"github.com/grangemesh/grange/simulations/csi/built"
 )
 
-// staged are the specs in which a volume is staged.
-const staged = "should remove target path|should fail when volume does not exist on the specified path|should work if node-expand|Node Service should work$|Node Service should be idempotent$"
-
 func TestSanity(t *testing.T) {
 	dir := t.TempDir()
 	files, err := built.Programs(t.Context(), dir)
@@ -35,7 +32,7 @@ func TestSanity(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	if err := built.Sanity(t.Context(), files["csi-sanity"], socket, dir, "--ginkgo.skip", staged); err != nil {
+	if err := built.Sanity(t.Context(), files["csi-sanity"], socket, dir, "--ginkgo.skip", built.Staged); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.CommandContext(t.Context(), files["grange"], "volume", "ls", "--all", "--json", "--data", data).CombinedOutput()

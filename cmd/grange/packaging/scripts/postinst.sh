@@ -12,7 +12,7 @@ if [ "$1" = configure ] && [ -e /usr/share/debconf/confmodule ]; then
   db_stop
 fi
 systemd-sysusers grange.conf
-systemd-tmpfiles --create grange.conf
+systemd-tmpfiles --create grange.conf || true # in a root that is being made, without /proc, it is done when that starts
 [ -d /run/systemd/system ] || exit 0
 systemctl daemon-reload
 udevadm control --reload 2>/dev/null || true
