@@ -102,6 +102,7 @@ var walls = []struct {
 	{"node/images", "node/membership", "images have what they need handed in, and no way up to the node"},
 	{"node/images", "p2p", "images come from the fetcher, whoever has them"},
 	{"node/images", "node/api", "the API shows images, and they don't know it"},
+	{"node/oci/registry", "node", "what is known of registries knows neither the door nor the node"},
 	{"node/fetch/plan", "node", "the planner is pure"},
 	{"node/fetch/plan", "p2p", "the planner is pure: it knows members by name, not by connection"},
 	{"node", "origin/bucket/s3", "only cmd and simulations choose implementations"},

@@ -9,69 +9,70 @@ import (
 	"cuelabs.dev/go/oci/ociregistry"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 // resolve says what a tag or digest stands for to who may read it: as the registry says, or, while that
 // is away, as is known here, in the farm or in the mesh.
-func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (item, error) {
+func (d *Door) resolve(ctx context.Context, repo, ref string, manifest bool) (registry.Item, error) {
 	p, credential := from(ctx, repo)
-	if err := p.check(); err != nil {
-		return item{}, ociregistry.ErrNameInvalid
+	if err := p.Check(); err != nil {
+		return registry.Item{}, ociregistry.ErrNameInvalid
 	}
 	if p.Registry == "" {
 		return d.resolveOwn(ctx, p, ref, manifest)
 	}
-	if isDigest(ref) {
-		if err := checkDigest(digest.Digest(ref)); err != nil {
-			return item{}, err
+	if registry.IsDigest(ref) {
+		if err := registry.CheckDigest(digest.Digest(ref)); err != nil {
+			return registry.Item{}, err
 		}
-		if it, ok := d.known.item(p, digest.Digest(ref)); ok && d.known.mayRead(p, credential, proofFresh) {
+		if it, ok := d.known.Item(p, digest.Digest(ref)); ok && d.known.MayRead(p, credential, registry.ProofFresh) {
 			return it, nil
 		}
 	}
 	it, err := d.ask(ctx, p, manifest, ref, credential)
 	if err == nil {
 		it.Ref = ref
-		return d.known.enter(p, it), nil
+		return d.known.Enter(p, it), nil
 	}
-	if refused, ok := errors.AsType[*refusal](err); ok {
-		d.known.refused(p, credential, refused.challenge)
-		return item{}, err
+	if refused, ok := errors.AsType[*registry.Refusal](err); ok {
+		d.known.Refused(p, credential, refused.Challenge)
+		return registry.Item{}, err
 	}
-	it, open, found := d.remembered(ctx, p, ref, isAway(err))
+	it, open, found := d.remembered(ctx, p, ref, registry.IsAway(err))
 	if !found {
-		return item{}, err
+		return registry.Item{}, err
 	}
 	switch {
-	case open == brought || open == everybody && isAway(err):
-	case isAway(err) && d.known.mayRead(p, credential, proofKept):
-	case isAway(err) && d.known.challenge(p) != "":
-		return item{}, &refusal{d.known.challenge(p)}
+	case open == brought || open == everybody && registry.IsAway(err):
+	case registry.IsAway(err) && d.known.MayRead(p, credential, registry.ProofKept):
+	case registry.IsAway(err) && d.known.Challenge(p) != "":
+		return registry.Item{}, &registry.Refusal{Challenge: d.known.Challenge(p)}
 	default:
-		return item{}, err
+		return registry.Item{}, err
 	}
 	return it, nil
 }
 
 // ask asks the registry, and notes what it says.
-func (d *Door) ask(ctx context.Context, p place, manifest bool, ref, credential string) (item, error) {
+func (d *Door) ask(ctx context.Context, p registry.Place, manifest bool, ref, credential string) (registry.Item, error) {
 	u := d.upstream(p)
 	if u == nil {
-		return item{}, fmt.Errorf("%s of %s: %w: this node asks no registry for it", ref, p, content.ErrNotFound)
+		return registry.Item{}, fmt.Errorf("%s of %s: %w: this node asks no registry for it", ref, p, content.ErrNotFound)
 	}
-	it, err := u.head(ctx, p, manifest, ref, credential)
+	it, err := u.Head(ctx, p, manifest, ref, credential)
 	if err != nil {
 		return it, err
 	}
-	d.known.proved(p, credential)
-	if credential != "" && d.known.challenge(p) == "" && !d.known.mayRead(p, "", proofKept) { // a client that shows one to everybody
-		if _, err := u.head(ctx, p, manifest, ref, ""); err == nil {
-			d.known.proved(p, "")
+	d.known.Proved(p, credential)
+	if credential != "" && d.known.Challenge(p) == "" && !d.known.MayRead(p, "", registry.ProofKept) { // a client that shows one to everybody
+		if _, err := u.Head(ctx, p, manifest, ref, ""); err == nil {
+			d.known.Proved(p, "")
 		}
 	}
-	if manifest && !isDigest(ref) {
-		d.known.stands(p, ref, tag{it, d.cfg.Now(), d.known.mayRead(p, "", proofFresh)})
+	if manifest && !registry.IsDigest(ref) {
+		d.known.Stands(p, ref, registry.Tag{Item: it, At: d.cfg.Now(), Open: d.known.MayRead(p, "", registry.ProofFresh)})
 	}
 	return it, nil
 }
@@ -87,9 +88,9 @@ const (
 
 // remembered looks for what stands under a reference without the registry: here, in the trees of the
 // mesh, and, while that is away, with the members of the farm.
-func (d *Door) remembered(ctx context.Context, p place, ref string, away bool) (item, access, bool) {
-	if isDigest(ref) {
-		it, ok := d.known.item(p, digest.Digest(ref))
+func (d *Door) remembered(ctx context.Context, p registry.Place, ref string, away bool) (registry.Item, access, bool) {
+	if registry.IsDigest(ref) {
+		it, ok := d.known.Item(p, digest.Digest(ref))
 		if !ok {
 			it, ok = d.seek(ctx, p, digest.Digest(ref))
 		}
@@ -101,32 +102,32 @@ func (d *Door) remembered(ctx context.Context, p place, ref string, away bool) (
 	if t, err := d.tree(ctx, p, ref); err == nil {
 		it := t.top
 		it.Ref = ref
-		return d.known.enter(p, it), t.access, true
+		return d.known.Enter(p, it), t.access, true
 	}
-	t, ok := d.known.tag(p, ref)
+	t, ok := d.known.Tag(p, ref)
 	if !ok && !away { // what the registry says counts, and a question to all for each wrong name is dear
-		return item{}, some, false
+		return registry.Item{}, some, false
 	}
 	if !ok {
 		if t, ok = d.askTag(ctx, p, ref); !ok {
-			return item{}, some, false
+			return registry.Item{}, some, false
 		}
-		d.known.stands(p, ref, t)
+		d.known.Stands(p, ref, t)
 	}
 	t.Item.Ref = ref
 	open := some
-	if t.Open && d.cfg.Now().Sub(t.At) < proofKept {
+	if t.Open && d.cfg.Now().Sub(t.At) < registry.ProofKept {
 		open = everybody
 	}
-	return d.known.enter(p, t.Item), open, true
+	return d.known.Enter(p, t.Item), open, true
 }
 
 // openTo says who may read a blob without the registry.
-func (d *Door) openTo(ctx context.Context, p place, it item) access {
-	if d.known.mayRead(p, "", proofKept) {
+func (d *Door) openTo(ctx context.Context, p registry.Place, it registry.Item) access {
+	if d.known.MayRead(p, "", registry.ProofKept) {
 		return everybody
 	}
-	if t, ok := d.known.tag(p, it.Ref); ok && t.Open && d.cfg.Now().Sub(t.At) < proofKept {
+	if t, ok := d.known.Tag(p, it.Ref); ok && t.Open && d.cfg.Now().Sub(t.At) < registry.ProofKept {
 		return everybody
 	}
 	if t, err := d.tree(ctx, p, it.Ref); err == nil {
@@ -147,8 +148,8 @@ func (d *Door) open(ctx context.Context, repo string, id ociregistry.Digest, man
 	if err != nil {
 		return nil, err
 	}
-	if manifest && it.Size > manifestMax { // who names a layer so would have all of it in memory
-		return nil, fmt.Errorf("manifest %s of %s: %w: it has %d bytes, and may have %d", id, repo, content.ErrInvalid, it.Size, manifestMax)
+	if manifest && it.Size > registry.ManifestMax { // who names a layer so would have all of it in memory
+		return nil, fmt.Errorf("manifest %s of %s: %w: it has %d bytes, and may have %d", id, repo, content.ErrInvalid, it.Size, registry.ManifestMax)
 	}
 	p, credential := from(ctx, repo)
 	x, err := d.bring(ctx, p, it, credential)
@@ -186,27 +187,27 @@ func (d *Door) open(ctx context.Context, repo string, id ociregistry.Digest, man
 }
 
 // study notes what a manifest names, and which type it is of.
-func (d *Door) study(ctx context.Context, p place, it item, x *blob) (item, error) {
+func (d *Door) study(ctx context.Context, p registry.Place, it registry.Item, x *blob) (registry.Item, error) {
 	b, err := x.bytes(ctx)
 	if err != nil {
 		return it, err
 	}
-	m, err := parseManifest(b)
+	m, err := registry.ParseManifest(b)
 	if err != nil {
 		return it, err
 	}
 	it.Manifest = true
-	if it.Media == "" || it.Media == octets || it.Media == "application/json" {
-		it.Media = m.media()
+	if it.Media == "" || it.Media == registry.Octets || it.Media == "application/json" {
+		it.Media = m.Media()
 	}
-	d.known.learn(p, it, m)
+	d.known.Learn(p, it, m)
 	return it, nil
 }
 
 // served is a blob, or a part of it, for the server.
 type served struct {
 	*reader
-	item item
+	item registry.Item
 }
 
 // Descriptor implements ociregistry.BlobReader.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -43,7 +44,7 @@ const domainSize = 16
 func (id blobID) String() string { return string(id.Digest) + id.Domain }
 
 func (id blobID) check() error {
-	if err := checkDigest(id.Digest); err != nil {
+	if err := registry.CheckDigest(id.Digest); err != nil {
 		return err
 	}
 	if b, err := hex.DecodeString(id.Domain); err != nil || len(b) != 0 && len(b) != domainSize {

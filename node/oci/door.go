@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -89,7 +91,7 @@ type Config struct {
 // Door is the registry of this node. Use: New, then Run; ServeHTTP and Answer meanwhile.
 type Door struct {
 	cfg       Config
-	known     *known
+	known     *registry.Known
 	blobs     *blobs
 	lead      *lead
 	trees     *lru.Cache[string, *opened]
@@ -106,7 +108,7 @@ type Door struct {
 	work    sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows
-	upstreams *lru.Cache[string, *upstream]
+	upstreams *lru.Cache[string, *registry.Upstream]
 }
 
 // New opens the door's folder; it is nil without an address.
@@ -123,7 +125,7 @@ func New(cfg Config) (*Door, error) {
 		d.cfg.Quota = QuotaDefault
 	}
 	if err == nil {
-		if d.known, err = openKnown(filepath.Join(cfg.Dir, "known.json"), cfg.Now); errors.Is(err, content.ErrCorrupt) { // hints alone, for which no node stays away
+		if d.known, err = registry.OpenKnown(filepath.Join(cfg.Dir, "known.json"), cfg.Now); errors.Is(err, content.ErrCorrupt) { // hints alone, for which no node stays away
 			cfg.Log.Warn("the door for images begins without", "err", err)
 			err = nil
 		}
@@ -132,7 +134,7 @@ func New(cfg Config) (*Door, error) {
 		d.blobs, err = openBlobs(filepath.Join(cfg.Dir, "blobs"), d.cfg.Quota)
 	}
 	if err == nil {
-		d.upstreams, err = lru.New[string, *upstream](registriesMax)
+		d.upstreams, err = lru.New[string, *registry.Upstream](registriesMax)
 	}
 	if err == nil {
 		d.trees, err = lru.New[string, *opened](treesMax)
@@ -141,12 +143,12 @@ func New(cfg Config) (*Door, error) {
 		d.lead, err = newLead(cfg.Now)
 	}
 	if err == nil {
-		d.publishes.at, err = lru.New[string, time.Time](tagsMax)
+		d.publishes.at, err = lru.New[string, time.Time](registry.TagsMax)
 	}
 	if err != nil {
 		return nil, err
 	}
-	d.server = ociserver.New(d.registry(), &ociserver.Options{WriteError: d.writeError, MaxListPageSize: namesMax})
+	d.server = ociserver.New(d.registry(), &ociserver.Options{WriteError: d.writeError, MaxListPageSize: registry.NamesMax})
 	return d, nil
 }
 
@@ -160,13 +162,13 @@ func (d *Door) Run(ctx context.Context) error {
 		select {
 		case <-tick:
 			d.sweep()
-			if err := d.known.save(); err != nil {
+			if err := d.known.Save(); err != nil {
 				d.cfg.Log.Warn("what is known of registries can't be kept", "err", err)
 			}
 		case <-ctx.Done():
 			d.stop()
 			d.work.Wait()
-			return d.known.save()
+			return d.known.Save()
 		}
 	}
 }
@@ -246,13 +248,13 @@ func askerOf(ctx context.Context) *asker {
 }
 
 // from returns where a client looks for a repository, and its credential.
-func from(ctx context.Context, repo string) (place, string) {
+func from(ctx context.Context, repo string) (registry.Place, string) {
 	a := askerOf(ctx)
-	return place{a.registry, repo}, a.credential
+	return registry.Place{Registry: a.registry, Repo: repo}, a.credential
 }
 
 // upstream returns the registry of a repository; nil where there is none to ask.
-func (d *Door) upstream(p place) *upstream {
+func (d *Door) upstream(p registry.Place) *registry.Upstream {
 	given, listed := d.cfg.Upstreams[p.Registry]
 	if p.Registry == "" || d.cfg.Upstreams != nil && !listed {
 		return nil
@@ -261,7 +263,7 @@ func (d *Door) upstream(p place) *upstream {
 	defer d.mu.Unlock()
 	u, ok := d.upstreams.Get(p.Registry)
 	if !ok {
-		u = newUpstream(p.Registry, given, d.cfg.Now)
+		u = registry.NewUpstream(p.Registry, given, d.cfg.Now)
 		d.upstreams.Add(p.Registry, u)
 	}
 	return u
@@ -306,15 +308,8 @@ func (d *Door) registry() *ociregistry.Funcs {
 	}
 }
 
-func descriptor(it item, err error) (ociregistry.Descriptor, error) {
-	return ociregistry.Descriptor{Digest: it.Digest, Size: it.Size, MediaType: it.media()}, err
-}
-
-func (it item) media() string {
-	if it.Media == "" {
-		return octets
-	}
-	return it.Media
+func descriptor(it registry.Item, err error) (ociregistry.Descriptor, error) {
+	return ociregistry.Descriptor{Digest: it.Digest, Size: it.Size, MediaType: cmp.Or(it.Media, registry.Octets)}, err
 }
 
 // writeError answers with an error as the protocol has it. What isn't here is a 404, whatever the
@@ -323,14 +318,14 @@ func (d *Door) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if a := askerOf(r.Context()); a.failed != nil {
 		err = a.failed
 	}
-	refused, isRefused := errors.AsType[*refusal](err)
+	refused, isRefused := errors.AsType[*registry.Refusal](err)
 	_, known := errors.AsType[ociregistry.Error](err)
 	if !known {
 		_, known = errors.AsType[ociregistry.HTTPError](err)
 	}
 	switch {
-	case isRefused && refused.challenge != "":
-		w.Header().Set("WWW-Authenticate", refused.challenge)
+	case isRefused && refused.Challenge != "":
+		w.Header().Set("WWW-Authenticate", refused.Challenge)
 		err = ociregistry.ErrUnauthorized
 	case isRefused:
 		err = ociregistry.ErrDenied

@@ -18,6 +18,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/grangemesh/grange/node/oci/registry"
 )
 
 // TestEachBlobComesOnce: eight doors want one image at once; its registry sends each blob once, and may go
@@ -420,7 +422,7 @@ func TestPartsAndNonsense(t *testing.T) {
 			t.Errorf("a page in a browser, by %v: %d", header, got.code)
 		}
 	}
-	s.image(t, "large", "1", manifestMax+1)
+	s.image(t, "large", "1", registry.ManifestMax+1)
 	large, err := d.pull(t, "large", "1")
 	if err != nil {
 		t.Fatal(err)

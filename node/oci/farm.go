@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
@@ -33,7 +34,7 @@ const (
 	askTimeout, haveTimeout = 3 * time.Second, time.Second
 	// readWait is how long a member that gets a blob waits for more of it before it says that nothing came,
 	// and readTimeout how long its asker waits. A registry may stop for stallTimeout.
-	readWait, readTimeout = stallTimeout + 5*time.Second, stallTimeout + 10*time.Second
+	readWait, readTimeout = registry.StallTimeout + 5*time.Second, registry.StallTimeout + 10*time.Second
 	// pieceMax bounds what is read at once: calls carry 1 MiB, and others wait behind it.
 	pieceMax = 512 << 10
 	// leadFor is how long the right to ask a registry lasts that nobody renews, and renewEvery how often
@@ -67,8 +68,8 @@ type reading struct {
 
 // tagged is the question of tagMethod.
 type tagged struct {
-	Place place  `cbor:"place"`
-	Ref   string `cbor:"ref"`
+	Place registry.Place `cbor:"place"`
+	Ref   string         `cbor:"ref"`
 }
 
 // lead knows who has the blobs that this node leads, or asks a registry for them. Safe for concurrent use.
@@ -295,15 +296,15 @@ func (d *Door) answerRead(ctx context.Context, q reading) ([]byte, error) {
 }
 
 // askTag asks the farm what a tag stood for when its registry was there, and takes the latest word.
-func (d *Door) askTag(ctx context.Context, p place, ref string) (best tag, ok bool) {
+func (d *Door) askTag(ctx context.Context, p registry.Place, ref string) (best registry.Tag, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	answers := make(chan tag, membersAsked)
+	answers := make(chan registry.Tag, membersAsked)
 	var all sync.WaitGroup
-	for i, member := range d.ranked(p.prefix()) {
+	for i, member := range d.ranked(p.Prefix()) {
 		if member != d.cfg.Self && i < membersAsked {
 			all.Go(func() {
-				if t, err := ask[tagged, tag](ctx, d, member, tagMethod, tagged{p, ref}); err == nil && checkDigest(t.Item.Digest) == nil && t.Item.Size >= 0 {
+				if t, err := ask[tagged, registry.Tag](ctx, d, member, tagMethod, tagged{p, ref}); err == nil && registry.CheckDigest(t.Item.Digest) == nil && t.Item.Size >= 0 {
 					answers <- t
 				}
 			})
@@ -350,8 +351,8 @@ func (d *Door) Answer(ctx context.Context, from exchange.Peer, method string, bo
 		}
 		return d.answerRead(ctx, q)
 	case tagMethod:
-		return membership.Answer(codec, body, func(q tagged) (tag, error) {
-			t, ok := d.known.tag(q.Place, q.Ref)
+		return membership.Answer(codec, body, func(q tagged) (registry.Tag, error) {
+			t, ok := d.known.Tag(q.Place, q.Ref)
 			if !ok {
 				return t, fmt.Errorf("%s of %s: %w", q.Ref, q.Place, content.ErrNotFound)
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -25,7 +26,7 @@ const (
 )
 
 // bring returns a blob that is here, or comes. Its user closes it.
-func (d *Door) bring(ctx context.Context, p place, it item, credential string) (*blob, error) {
+func (d *Door) bring(ctx context.Context, p registry.Place, it registry.Item, credential string) (*blob, error) {
 	x, mine, err := d.blobs.begin(blobID{it.Digest, d.domain(ctx, p, it)}, it.Size)
 	if err == nil && x.size != it.Size { // what others read to its end would never come
 		x.close()
@@ -53,19 +54,19 @@ func (d *Door) bring(ctx context.Context, p place, it item, credential string) (
 }
 
 // domain is that of a blob of a repository.
-func (d *Door) domain(ctx context.Context, p place, it item) string {
+func (d *Door) domain(ctx context.Context, p registry.Place, it registry.Item) string {
 	if p.Registry == "" || d.openTo(ctx, p, it) != some {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(p.prefix()))
+	sum := sha256.Sum256([]byte(p.Prefix()))
 	return hex.EncodeToString(sum[:domainSize])
 }
 
 // flight brings in one blob.
 type flight struct {
 	door       *Door
-	place      place
-	item       item
+	place      registry.Place
+	item       registry.Item
 	credential string
 	blob       *blob
 }
@@ -99,16 +100,16 @@ func (f *flight) run(ctx context.Context) error {
 		case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrNoSpace):
 			return err
 		}
-		if _, refused := errors.AsType[*refusal](err); refused {
+		if _, refused := errors.AsType[*registry.Refusal](err); refused {
 			return err
 		}
 		failed = err
-		away, ok := errors.AsType[*awayError](err)
-		if ok && away.mute && f.blob.length() == 0 && try > 0 { // so that a client goes on to somebody else soon
+		away, ok := errors.AsType[*registry.AwayError](err)
+		if ok && away.Mute && f.blob.length() == 0 && try > 0 { // so that a client goes on to somebody else soon
 			return err
 		}
-		if ok && !away.mute {
-			wait = max(wait, min(away.after, patience))
+		if ok && !away.Mute {
+			wait = max(wait, min(away.After, registry.Patience))
 		}
 		select {
 		case <-time.After(wait):
@@ -155,7 +156,7 @@ func (f *flight) attempt(ctx context.Context, doubted bool) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	go d.keepLead(ctx, f.blob.id)
-	return u.fetch(ctx, f.place, f.item, f.credential, f.blob.from(d, "registry"))
+	return u.Fetch(ctx, f.place, f.item, f.credential, registry.Rest{Writer: f.blob.from(d, "registry"), From: f.blob.length()})
 }
 
 // pulls notes whether this node asks the registry for it.

@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/grangemesh/grange/node/oci/registry"
 )
 
 // TestSizesAreNotBelieved: a manifest that says of a blob that is here, or comes, that it has more bytes or fewer
@@ -71,7 +73,7 @@ func (s *source) serve(repo string, b []byte) {
 func TestALayerIsNoManifest(t *testing.T) {
 	t.Parallel()
 	s := newSource(t)
-	s.image(t, "team/app", "1", manifestMax+1)
+	s.image(t, "team/app", "1", registry.ManifestMax+1)
 	_, doors := newFarm(t, s, 1)
 	d := doors[0]
 	head := d.ask(t, http.MethodGet, "team/app/manifests/1"+ns)
@@ -83,11 +85,11 @@ func TestALayerIsNoManifest(t *testing.T) {
 	if got := d.ask(t, http.MethodGet, "team/app/manifests/"+layer+ns); got.code != http.StatusNotFound || s.got(layer) != 0 {
 		t.Errorf("a layer as a manifest: status %d, asked for %d times", got.code, s.got(layer))
 	}
-	m.Layers[0].MediaType = strings.Repeat("x", mediaMax+1)
+	m.Layers[0].MediaType = strings.Repeat("x", registry.MediaMax+1)
 	b, _ := json.Marshal(m)
 	s.serve("evil/app", b)
 	if got := d.ask(t, http.MethodGet, "evil/app/manifests/1"+ns); got.code != http.StatusNotFound {
-		t.Errorf("a media type of %d bytes: status %d", mediaMax+1, got.code)
+		t.Errorf("a media type of %d bytes: status %d", registry.MediaMax+1, got.code)
 	}
 }
 
@@ -120,8 +122,8 @@ func TestManyWrongNames(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if n := most.Load(); n > requestsEach {
-		t.Errorf("%d questions at once to one registry, not %d", n, requestsEach)
+	if n := most.Load(); n > registry.RequestsEach {
+		t.Errorf("%d questions at once to one registry, not %d", n, registry.RequestsEach)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -22,12 +23,12 @@ const listStep, ownMax = 256, 512
 
 // resolveOwn says what a tag or digest of the mesh's own repositories stands for: in the trees that there are now, and
 // in what was pushed here.
-func (d *Door) resolveOwn(ctx context.Context, p place, ref string, manifest bool) (it item, err error) {
+func (d *Door) resolveOwn(ctx context.Context, p registry.Place, ref string, manifest bool) (it registry.Item, err error) {
 	absent := fmt.Errorf("%.128s of %s: %w", ref, p, content.ErrNotFound)
-	if err := p.check(); err != nil {
+	if err := p.Check(); err != nil {
 		return it, ociregistry.ErrNameInvalid
 	}
-	if !isDigest(ref) {
+	if !registry.IsDigest(ref) {
 		t, err := d.tree(ctx, p, ref)
 		if err != nil {
 			return it, err
@@ -38,13 +39,13 @@ func (d *Door) resolveOwn(ctx context.Context, p place, ref string, manifest boo
 		return d.within(ctx, p, ref, t.top.Digest)
 	}
 	id := digest.Digest(ref)
-	if err := checkDigest(id); err != nil {
+	if err := registry.CheckDigest(id); err != nil {
 		return it, err
 	}
 	if it, ok := d.isKept(p, id); ok {
 		return it, nil
 	}
-	hint, _ := d.known.item(p, id)
+	hint, _ := d.known.Item(p, id)
 	if it, err = d.within(ctx, p, hint.Ref, id); err != nil {
 		it, err = d.within(ctx, p, ref, id)
 	}
@@ -65,7 +66,7 @@ func (d *Door) resolveOwn(ctx context.Context, p place, ref string, manifest boo
 }
 
 // within looks for a blob in one tree.
-func (d *Door) within(ctx context.Context, p place, ref string, id digest.Digest) (it item, err error) {
+func (d *Door) within(ctx context.Context, p registry.Place, ref string, id digest.Digest) (it registry.Item, err error) {
 	t, err := d.tree(ctx, p, ref)
 	if err != nil {
 		return it, err
@@ -74,20 +75,20 @@ func (d *Door) within(ctx context.Context, p place, ref string, id digest.Digest
 	if !ok || t.access == some {
 		return it, content.ErrNotFound
 	}
-	it = item{Digest: id, Size: f.Size, Ref: ref}
-	if old, ok := d.known.item(p, id); ok {
+	it = registry.Item{Digest: id, Size: f.Size, Ref: ref}
+	if old, ok := d.known.Item(p, id); ok {
 		it.Manifest, it.Media = old.Manifest, old.Media
 	}
 	if id == t.top.Digest {
 		it.Manifest, it.Media = true, t.top.Media
 	}
-	d.known.items.Add(itemKey(p, id), it) // where it is found first the next time
+	d.known.Replace(p, it) // where it is found first the next time
 	return it, nil
 }
 
 // studied reads which type a manifest is of.
-func (d *Door) studied(ctx context.Context, p place, it item) (item, error) {
-	if it.Size > manifestMax {
+func (d *Door) studied(ctx context.Context, p registry.Place, it registry.Item) (registry.Item, error) {
+	if it.Size > registry.ManifestMax {
 		return it, content.ErrNotFound
 	}
 	x, err := d.bring(ctx, p, it, "")
@@ -99,9 +100,9 @@ func (d *Door) studied(ctx context.Context, p place, it item) (item, error) {
 }
 
 // refs are the tags and digests that images of a repository have in the mesh.
-func (d *Door) refs(ctx context.Context, p place) iter.Seq[string] {
+func (d *Door) refs(ctx context.Context, p registry.Place) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		begin := p.prefix() + ":"
+		begin := p.Prefix() + ":"
 		for name := range d.names(ctx, begin) {
 			ref, ours := strings.CutPrefix(name, begin)
 			if id, ok := cutDigest(ref); ok {
@@ -138,7 +139,7 @@ func (d *Door) tags(ctx context.Context, repo, after string) iter.Seq2[string, e
 		found := false
 		for ref := range d.refs(ctx, p) {
 			found = true
-			if !isDigest(ref) && ociref.IsValidTag(ref) && ref > after && !yield(ref, nil) {
+			if !registry.IsDigest(ref) && ociref.IsValidTag(ref) && ref > after && !yield(ref, nil) {
 				return
 			}
 		}
@@ -191,8 +192,8 @@ func (d *Door) referrers(ctx context.Context, repo string, id ociregistry.Digest
 
 // deleteTag takes a tag back; what it stood for stays under its other tags and its digest.
 func (d *Door) deleteTag(ctx context.Context, repo, tag string) error {
-	p := place{Repo: repo}
-	name, err := p.name(tag)
+	p := registry.Place{Repo: repo}
+	name, err := p.Name(tag)
 	if err == nil {
 		_, err = d.tree(ctx, p, tag)
 	}
@@ -205,7 +206,7 @@ func (d *Door) deleteTag(ctx context.Context, repo, tag string) error {
 
 // deleteManifest takes back all that stands for a manifest. One that is part of an index goes with that alone.
 func (d *Door) deleteManifest(ctx context.Context, repo string, id ociregistry.Digest) error {
-	p, stand := place{Repo: repo}, []string{}
+	p, stand := registry.Place{Repo: repo}, []string{}
 	for ref := range d.refs(ctx, p) {
 		if t, err := d.tree(ctx, p, ref); err == nil && t.top.Digest == id {
 			stand = append(stand, ref)
@@ -219,7 +220,7 @@ func (d *Door) deleteManifest(ctx context.Context, repo string, id ociregistry.D
 	}
 	var errs []error
 	for _, ref := range stand {
-		name, err := p.name(ref)
+		name, err := p.Name(ref)
 		if err == nil {
 			_, err = d.cfg.Library.Remove(ctx, name)
 		}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -36,11 +37,11 @@ const (
 // image is what is to be published: of that reference, the manifest or index that it stands for, and the
 // manifest of the platform that was asked for.
 type image struct {
-	Place place         `cbor:"place"`
-	Ref   string        `cbor:"ref"`
-	Top   item          `cbor:"top"`
-	Image digest.Digest `cbor:"image"`
-	Size  int64         `cbor:"size"`
+	Place registry.Place `cbor:"place"`
+	Ref   string         `cbor:"ref"`
+	Top   registry.Item  `cbor:"top"`
+	Image digest.Digest  `cbor:"image"`
+	Size  int64          `cbor:"size"`
 }
 
 // publishes are those that this node has asked for lately.
@@ -50,8 +51,8 @@ type publishes struct {
 }
 
 // asked has the image of a blob published that a client has read: once in a while, by a member that may.
-func (d *Door) asked(p place, it item) {
-	of, ok := d.known.item(p, it.Of)
+func (d *Door) asked(p registry.Place, it registry.Item) {
+	of, ok := d.known.Item(p, it.Of)
 	if !ok || it.Of == "" || p.Registry == "" {
 		return
 	}
@@ -60,7 +61,7 @@ func (d *Door) asked(p place, it item) {
 		return
 	}
 	q := image{Place: p, Ref: of.Ref, Top: top, Image: of.Digest, Size: of.Size}
-	key := p.prefix() + " " + q.Ref + " " + string(q.Top.Digest) + " " + string(q.Image)
+	key := p.Prefix() + " " + q.Ref + " " + string(q.Top.Digest) + " " + string(q.Image)
 	if at, ok := d.publishes.at.Get(key); ok && d.cfg.Now().Sub(at) < publishAgain || d.running.Err() != nil {
 		return
 	}
@@ -84,20 +85,20 @@ func (d *Door) asked(p place, it item) {
 }
 
 // topOf is what the reference stands for that an image was asked for as.
-func (d *Door) topOf(p place, of item) (item, bool) {
-	if isDigest(of.Ref) {
-		return d.known.item(p, digest.Digest(of.Ref))
+func (d *Door) topOf(p registry.Place, of registry.Item) (registry.Item, bool) {
+	if registry.IsDigest(of.Ref) {
+		return d.known.Item(p, digest.Digest(of.Ref))
 	}
-	if t, ok := d.known.tag(p, of.Ref); ok {
-		return d.known.item(p, t.Item.Digest)
+	if t, ok := d.known.Tag(p, of.Ref); ok {
+		return d.known.Item(p, t.Item.Digest)
 	}
-	return item{}, false
+	return registry.Item{}, false
 }
 
 // askPublish asks members to publish an image, those that rendezvous ranks first for its name first.
 func (d *Door) askPublish(ctx context.Context, q image) error {
 	failed := fmt.Errorf("%w: no member of the farm may publish images", content.ErrForbidden)
-	for _, id := range d.ranked(q.Place.prefix() + ":" + q.Ref) {
+	for _, id := range d.ranked(q.Place.Prefix() + ":" + q.Ref) {
 		err := error(nil)
 		if id == d.cfg.Self {
 			err = d.publish(ctx, q)
@@ -115,7 +116,7 @@ func (d *Door) askPublish(ctx context.Context, q image) error {
 }
 
 func (d *Door) callPublish(ctx context.Context, id peer.ID, q image) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout+headTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout+registry.HeadTimeout)
 	defer cancel()
 	_, err := ask[image, struct{}](ctx, d, id, publishMethod, q)
 	return err
@@ -126,8 +127,8 @@ func (d *Door) publish(ctx context.Context, q image) error {
 	if !d.cfg.MayPublish {
 		return fmt.Errorf("publish %s: %w: this node's role does not allow it", q.Place, content.ErrForbidden)
 	}
-	name, err := q.Place.name(q.Ref)
-	for _, err := range []error{err, q.Place.check(), checkDigest(q.Top.Digest), checkDigest(q.Image)} {
+	name, err := q.Place.Name(q.Ref)
+	for _, err := range []error{err, q.Place.Check(), registry.CheckDigest(q.Top.Digest), registry.CheckDigest(q.Image)} {
 		if err != nil {
 			return err
 		}
@@ -177,8 +178,8 @@ func (d *Door) confirm(ctx context.Context, q image) error {
 	if u == nil {
 		return fmt.Errorf("publish %s: %w: this node asks no registry for it", q.Place, content.ErrForbidden)
 	}
-	it, err := u.head(ctx, q.Place, true, q.Ref, "")
-	if _, refused := errors.AsType[*refusal](err); refused {
+	it, err := u.Head(ctx, q.Place, true, q.Ref, "")
+	if _, refused := errors.AsType[*registry.Refusal](err); refused {
 		return fmt.Errorf("publish %s: %w: not everybody may read it", q.Place, content.ErrForbidden)
 	}
 	if err != nil {
@@ -187,7 +188,7 @@ func (d *Door) confirm(ctx context.Context, q image) error {
 	if it.Digest != q.Top.Digest {
 		return fmt.Errorf("publish %s: %s stands for another image by now: %w", q.Place, q.Ref, content.Stale)
 	}
-	d.known.proved(q.Place, "")
+	d.known.Proved(q.Place, "")
 	return nil
 }
 
@@ -201,15 +202,15 @@ func (d *Door) fill(ctx context.Context, dir string, q image) error {
 	if err != nil {
 		return err
 	}
-	m, err := parseManifest(top)
+	m, err := registry.ParseManifest(top)
 	if err != nil {
 		return err
 	}
-	if q.Image != q.Top.Digest && !m.names(q.Image) {
+	if q.Image != q.Top.Digest && !m.Names(q.Image) {
 		return fmt.Errorf("%w: %s is not in %s", content.ErrInvalid, q.Image, q.Top.Digest)
 	}
-	parts := []manifest{m}
-	if m.isIndex() {
+	parts := []registry.Manifest{m}
+	if m.IsIndex() {
 		parts = nil
 		old, _ := d.tree(ctx, q.Place, q.Ref)
 		for _, one := range m.Manifests {
@@ -224,7 +225,7 @@ func (d *Door) fill(ctx context.Context, dir string, q image) error {
 			if err != nil {
 				return err
 			}
-			part, err := parseManifest(b)
+			part, err := registry.ParseManifest(b)
 			if err != nil {
 				return err
 			}
@@ -234,9 +235,9 @@ func (d *Door) fill(ctx context.Context, dir string, q image) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(fetchesMax)
 	for _, part := range parts {
-		for _, one := range part.named() {
+		for _, one := range part.Named() {
 			group.Go(func() error {
-				_, err := d.put(ctx, blobs, q.Place, d.as(q, one.Digest, one.Size, part.isIndex()))
+				_, err := d.put(ctx, blobs, q.Place, d.as(q, one.Digest, one.Size, part.IsIndex()))
 				return err
 			})
 		}
@@ -244,16 +245,16 @@ func (d *Door) fill(ctx context.Context, dir string, q image) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return describe(dir, everybody, ocispec.Descriptor{MediaType: m.media(), Digest: q.Top.Digest, Size: q.Top.Size, Annotations: map[string]string{ocispec.AnnotationRefName: q.Ref}})
+	return describe(dir, everybody, ocispec.Descriptor{MediaType: m.Media(), Digest: q.Top.Digest, Size: q.Top.Size, Annotations: map[string]string{ocispec.AnnotationRefName: q.Ref}})
 }
 
-func (d *Door) as(q image, id digest.Digest, size int64, manifest bool) item {
-	return item{Digest: id, Size: size, Manifest: manifest, Ref: q.Ref}
+func (d *Door) as(q image, id digest.Digest, size int64, manifest bool) registry.Item {
+	return registry.Item{Digest: id, Size: size, Manifest: manifest, Ref: q.Ref}
 }
 
 // put brings in a blob and has it in a folder too; it returns it if it is a manifest.
-func (d *Door) put(ctx context.Context, dir string, p place, it item) ([]byte, error) {
-	if it.Manifest && it.Size > manifestMax {
+func (d *Door) put(ctx context.Context, dir string, p registry.Place, it registry.Item) ([]byte, error) {
+	if it.Manifest && it.Size > registry.ManifestMax {
 		return nil, fmt.Errorf("manifest %s: %w: it has %d bytes", it.Digest, content.ErrInvalid, it.Size)
 	}
 	x, err := d.bring(ctx, p, it, "")

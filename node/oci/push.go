@@ -19,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -59,13 +60,13 @@ func (d *Door) admitPush(w http.ResponseWriter, r *http.Request, a *asker) *http
 	case !d.cfg.MayPublish:
 		err = ociregistry.NewError("this node's role may not publish: push to a publisher or admin of the mesh", ociregistry.ErrDenied.Code(), nil)
 	case !showsToken(r.Context()): // docker shows nothing to who does not ask for it at its first question
-		err = &refusal{`Basic realm="grange"`}
+		err = &registry.Refusal{Challenge: `Basic realm="grange"`}
 	case a.registry != "" && isPush(r):
 		err = ociregistry.NewHTTPError(fmt.Errorf("nothing is pushed through to %s: push there, or to this address without it", a.registry), http.StatusMethodNotAllowed, nil, nil)
 	case r.Method == http.MethodPut && isManifestPath && !ociref.IsValidTag(ref) && !ociref.IsValidDigest(ref):
 		err = ociregistry.NewHTTPError(fmt.Errorf("%.128q is no tag or digest", ref), http.StatusBadRequest, nil, nil)
-	case isManifestPath && r.ContentLength > manifestMax:
-		err = ociregistry.NewHTTPError(fmt.Errorf("a manifest of %d bytes: it may have %d", r.ContentLength, manifestMax), http.StatusRequestEntityTooLarge, nil, nil)
+	case isManifestPath && r.ContentLength > registry.ManifestMax:
+		err = ociregistry.NewHTTPError(fmt.Errorf("a manifest of %d bytes: it may have %d", r.ContentLength, registry.ManifestMax), http.StatusRequestEntityTooLarge, nil, nil)
 	}
 	if err != nil {
 		d.writeError(w, r, err)
@@ -73,7 +74,7 @@ func (d *Door) admitPush(w http.ResponseWriter, r *http.Request, a *asker) *http
 	}
 	r.Body = &pacedBody{r.Body, http.NewResponseController(w)}
 	if isManifestPath {
-		r.Body = http.MaxBytesReader(w, r.Body, manifestMax)
+		r.Body = http.MaxBytesReader(w, r.Body, registry.ManifestMax)
 	}
 	repo, id, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
 	if r.Method == http.MethodDelete && id != "" {
@@ -81,7 +82,7 @@ func (d *Door) admitPush(w http.ResponseWriter, r *http.Request, a *asker) *http
 		return nil
 	}
 	if q := r.URL.Query(); r.Method == http.MethodPost && q.Get("from") != "" {
-		if _, err := d.resolveOwn(r.Context(), place{Repo: q.Get("from")}, q.Get("mount"), false); err != nil {
+		if _, err := d.resolveOwn(r.Context(), registry.Place{Repo: q.Get("from")}, q.Get("mount"), false); err != nil {
 			q.Del("mount") // the client sends it then
 			q.Del("from")
 			r.URL.RawQuery = q.Encode()
@@ -135,11 +136,11 @@ func statusOf(err error) int {
 
 // mount has a blob of one repository be one of another too.
 func (d *Door) mount(ctx context.Context, fromRepo, repo string, id ociregistry.Digest) (out ociregistry.Descriptor, err error) {
-	it, err := d.resolveOwn(ctx, place{Repo: fromRepo}, string(id), false)
+	it, err := d.resolveOwn(ctx, registry.Place{Repo: fromRepo}, string(id), false)
 	if err != nil {
 		return out, err
 	}
-	x, err := d.bring(ctx, place{Repo: fromRepo}, it, "")
+	x, err := d.bring(ctx, registry.Place{Repo: fromRepo}, it, "")
 	if err != nil {
 		return out, err
 	}
@@ -147,7 +148,7 @@ func (d *Door) mount(ctx context.Context, fromRepo, repo string, id ociregistry.
 		x.close()
 		return out, err
 	}
-	return descriptor(it, d.keep(place{Repo: repo}, item{Digest: it.Digest, Size: it.Size}, x))
+	return descriptor(it, d.keep(registry.Place{Repo: repo}, registry.Item{Digest: it.Digest, Size: it.Size}, x))
 }
 
 func invalid(format string, args ...any) error {
@@ -155,15 +156,15 @@ func invalid(format string, args ...any) error {
 }
 
 func isManifest(media string) bool {
-	return media != "" && media != "*/*" && strings.HasPrefix(media, "application/vnd.") && strings.Contains(accepted, media+",")
+	return media != "" && media != "*/*" && strings.HasPrefix(media, "application/vnd.") && strings.Contains(registry.Accepted, media+",")
 }
 
 // pushManifest publishes an image all of whose blobs are here, as a tree, in place of the one that the tag stood for.
 func (d *Door) pushManifest(ctx context.Context, repo, tag string, b []byte, media string) (out ociregistry.Descriptor, err error) {
-	p := place{Repo: repo}
-	top := item{Digest: digest.FromBytes(b), Size: int64(len(b)), Media: media, Manifest: true}
+	p := registry.Place{Repo: repo}
+	top := registry.Item{Digest: digest.FromBytes(b), Size: int64(len(b)), Media: media, Manifest: true}
 	top.Ref = cmp.Or(tag, string(top.Digest))
-	m, err := parseManifest(b)
+	m, err := registry.ParseManifest(b)
 	_, likeDigest := cutDigest(tag)
 	switch {
 	case err != nil:
@@ -172,10 +173,10 @@ func (d *Door) pushManifest(ctx context.Context, repo, tag string, b []byte, med
 		return out, invalid("tag %s: tags of this form stand for digests here", tag)
 	case !isManifest(media) || m.MediaType != "" && m.MediaType != media:
 		return out, invalid("it comes as %q, and says that it is %q: want a manifest or index of OCI or Docker, in both", media, m.MediaType)
-	case m.isIndex() != (media == ocispec.MediaTypeImageIndex || strings.HasSuffix(media, ".list.v2+json")):
+	case m.IsIndex() != (media == ocispec.MediaTypeImageIndex || strings.HasSuffix(media, ".list.v2+json")):
 		return out, invalid("it comes as %s, and is none", media)
 	}
-	name, err := p.name(top.Ref)
+	name, err := p.Name(top.Ref)
 	if err != nil {
 		return out, ociregistry.NewError(content.Line(err), ociregistry.ErrNameInvalid.Code(), nil)
 	}
@@ -198,7 +199,7 @@ func (d *Door) pushManifest(ctx context.Context, repo, tag string, b []byte, med
 	if err != nil {
 		return out, noRoom(fmt.Errorf("push %q: %w", name, err))
 	}
-	d.known.learn(p, top, m)
+	d.known.Learn(p, top, m)
 	for _, id := range named {
 		d.unkeep(p, id)
 	}
@@ -229,10 +230,10 @@ func (quiet) Update(func(*operations.View))  {}
 func (quiet) Pass(ctx context.Context) error { return context.Cause(ctx) }
 
 // noted is what the index of a tree says of its image.
-func noted(top item, m manifest) ocispec.Descriptor {
+func noted(top registry.Item, m registry.Manifest) ocispec.Descriptor {
 	out := ocispec.Descriptor{MediaType: top.Media, Digest: top.Digest, Size: top.Size, ArtifactType: m.Type, Annotations: map[string]string{}}
 	if m.Subject != nil {
-		if top.Size < manifestMax/2 { // an index has bounds as manifests have
+		if top.Size < registry.ManifestMax/2 { // an index has bounds as manifests have
 			maps.Copy(out.Annotations, m.Notes)
 		}
 		if out.Annotations[subjectNote] = string(m.Subject.Digest); m.Config != nil {
@@ -244,7 +245,7 @@ func noted(top item, m manifest) ocispec.Descriptor {
 }
 
 // stage makes an OCI layout of a manifest and all that it names, which has to be here, and returns the digests of that.
-func (d *Door) stage(ctx context.Context, dir string, p place, b []byte, m manifest) (named []digest.Digest, err error) {
+func (d *Door) stage(ctx context.Context, dir string, p registry.Place, b []byte, m registry.Manifest) (named []digest.Digest, err error) {
 	blobs := filepath.Join(dir, blobsDir, string(digest.SHA256))
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return nil, err
@@ -252,13 +253,13 @@ func (d *Door) stage(ctx context.Context, dir string, p place, b []byte, m manif
 	if err := os.WriteFile(filepath.Join(blobs, digest.FromBytes(b).Encoded()), b, 0o644); err != nil {
 		return nil, err
 	}
-	level := []manifest{m}
+	level := []registry.Manifest{m}
 	for range nestedMax {
-		next := []manifest{}
+		next := []registry.Manifest{}
 		for _, m := range level {
-			for _, one := range m.named() {
-				if named = append(named, one.Digest); len(named) > namesMax {
-					return nil, invalid("it names more than %d others", namesMax)
+			for _, one := range m.Named() {
+				if named = append(named, one.Digest); len(named) > registry.NamesMax {
+					return nil, invalid("it names more than %d others", registry.NamesMax)
 				}
 				below, err := d.stageOne(ctx, blobs, p, one)
 				if err != nil {
@@ -275,7 +276,7 @@ func (d *Door) stage(ctx context.Context, dir string, p place, b []byte, m manif
 }
 
 // stageOne has one blob in a folder, and returns what it is if that is a manifest.
-func (d *Door) stageOne(ctx context.Context, blobs string, p place, one ocispec.Descriptor) ([]manifest, error) {
+func (d *Door) stageOne(ctx context.Context, blobs string, p registry.Place, one ocispec.Descriptor) ([]registry.Manifest, error) {
 	it, err := d.resolveOwn(ctx, p, string(one.Digest), false)
 	if err != nil || it.Size != one.Size {
 		return nil, ociregistry.NewError(fmt.Sprintf("%s of %d bytes is not in %s: push it first", one.Digest, one.Size, p), ociregistry.ErrManifestBlobUnknown.Code(), nil)
@@ -285,6 +286,6 @@ func (d *Door) stageOne(ctx context.Context, blobs string, p place, one ocispec.
 	if err != nil || !it.Manifest {
 		return nil, err
 	}
-	m, err := parseManifest(b)
-	return []manifest{m}, err
+	m, err := registry.ParseManifest(b)
+	return []registry.Manifest{m}, err
 }

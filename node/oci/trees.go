@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/tree"
 )
@@ -36,14 +37,14 @@ type opened struct {
 	root   content.Root
 	tree   *tree.Tree
 	files  map[digest.Digest]tree.File
-	top    item // the manifest or index that it stands for
+	top    registry.Item // the manifest or index that it stands for
 	access access
 	note   ocispec.Descriptor // of the top, as the index has it
 }
 
 // tree opens that of an image, by a tag or digest of it.
-func (d *Door) tree(ctx context.Context, p place, ref string) (*opened, error) {
-	name, err := p.name(ref)
+func (d *Door) tree(ctx context.Context, p registry.Place, ref string) (*opened, error) {
+	name, err := p.Name(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -70,19 +71,19 @@ func (d *Door) tree(ctx context.Context, p place, ref string) (*opened, error) {
 
 // read lists what is in the layout.
 func (t *opened) read(ctx context.Context) error {
-	var index manifest
+	var index registry.Manifest
 	folder, err := t.tree.List(ctx, t.tree.Top())
 	if err != nil {
 		return err
 	}
 	for _, f := range folder {
 		switch {
-		case string(f.Name) == indexFile && f.Size <= manifestMax:
+		case string(f.Name) == indexFile && f.Size <= registry.ManifestMax:
 			b := make([]byte, f.Size)
 			if _, err := t.tree.ReadAt(ctx, f, b, 0); err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
-			if index, err = parseManifest(b); err != nil {
+			if index, err = registry.ParseManifest(b); err != nil {
 				return err
 			}
 		case string(f.Name) == blobsDir:
@@ -96,7 +97,7 @@ func (t *opened) read(ctx context.Context) error {
 	}
 	m := index.Manifests[0]
 	t.note = m
-	t.top = item{Digest: m.Digest, Size: m.Size, Media: m.MediaType, Manifest: true}
+	t.top = registry.Item{Digest: m.Digest, Size: m.Size, Media: m.MediaType, Manifest: true}
 	if t.access = access(index.Notes[accessNote]); t.access != everybody && t.access != some {
 		t.access = brought // an operator has brought it in
 	}
@@ -117,7 +118,7 @@ func (t *opened) list(ctx context.Context, blobs tree.File) error {
 			return err
 		}
 		for _, f := range files {
-			if d := digest.NewDigestFromEncoded(digest.SHA256, string(f.Name)); checkDigest(d) == nil && f.Is(tree.Regular) && len(f.Same) == 0 {
+			if d := digest.NewDigestFromEncoded(digest.SHA256, string(f.Name)); registry.CheckDigest(d) == nil && f.Is(tree.Regular) && len(f.Same) == 0 {
 				t.files[d] = f
 			}
 		}
@@ -126,7 +127,7 @@ func (t *opened) list(ctx context.Context, blobs tree.File) error {
 }
 
 // fromTree appends to a blob what the tree of its image has.
-func (d *Door) fromTree(ctx context.Context, p place, it item, x arrival) error {
+func (d *Door) fromTree(ctx context.Context, p registry.Place, it registry.Item, x arrival) error {
 	if it.Ref == "" {
 		return content.ErrNotFound
 	}
@@ -169,8 +170,8 @@ func (t *opened) append(ctx context.Context, f tree.File, x arrival) error {
 }
 
 // seek looks for a blob in the trees of a repository, and notes what those have.
-func (d *Door) seek(ctx context.Context, p place, id digest.Digest) (item, bool) {
-	begin := p.prefix() + ":"
+func (d *Door) seek(ctx context.Context, p registry.Place, id digest.Digest) (registry.Item, bool) {
+	begin := p.Prefix() + ":"
 	page, _, _ := d.cfg.Library.List(ctx, content.RootTree, begin, seekMax)
 	for _, image := range page {
 		ref, ours := strings.CutPrefix(image.Name, begin)
@@ -185,23 +186,23 @@ func (d *Door) seek(ctx context.Context, p place, id digest.Digest) (item, bool)
 			continue
 		}
 		for one, f := range t.files {
-			it := item{Digest: one, Size: f.Size, Ref: ref, Manifest: one == t.top.Digest}
+			it := registry.Item{Digest: one, Size: f.Size, Ref: ref, Manifest: one == t.top.Digest}
 			if it.Manifest {
 				it.Media = t.top.Media
 			}
-			d.known.enter(p, it)
+			d.known.Enter(p, it)
 		}
-		if it, ok := d.known.item(p, id); ok {
+		if it, ok := d.known.Item(p, id); ok {
 			return it, true
 		}
 	}
-	return item{}, false
+	return registry.Item{}, false
 }
 
 // cutDigest returns the digest that a name's tag is, where it is one: see place.name.
 func cutDigest(tag string) (string, bool) {
 	d := digest.Digest("sha256:" + tag[min(len(tag), len("sha256-")):])
-	return string(d), len(tag) > len("sha256-") && tag[:len("sha256-")] == "sha256-" && checkDigest(d) == nil
+	return string(d), len(tag) > len("sha256-") && tag[:len("sha256-")] == "sha256-" && registry.CheckDigest(d) == nil
 }
 
 // layout is what an OCI layout says of itself.

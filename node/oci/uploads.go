@@ -18,6 +18,7 @@ import (
 	"cuelabs.dev/go/oci/ociregistry"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/grangemesh/grange/node/oci/registry"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -38,7 +39,7 @@ type pushes struct {
 
 // kept is a blob that was pushed to a repository; it stays on the disk meanwhile.
 type kept struct {
-	item item
+	item registry.Item
 	blob *blob
 	at   time.Time
 }
@@ -47,7 +48,7 @@ type kept struct {
 type upload struct {
 	door  *Door
 	id    string
-	place place
+	place registry.Place
 	// of the one request that has it at a time
 	file *os.File
 	hash hash.Hash
@@ -65,8 +66,8 @@ type uploading struct {
 
 // beginUpload begins one.
 func (d *Door) beginUpload(ctx context.Context, repo string) (*uploading, error) {
-	a, p := askerOf(ctx), place{Repo: repo}
-	if _, err := p.name("latest"); err != nil {
+	a, p := askerOf(ctx), registry.Place{Repo: repo}
+	if _, err := p.Name("latest"); err != nil {
 		return nil, ociregistry.NewError(content.Line(err), ociregistry.ErrNameInvalid.Code(), nil)
 	}
 	d.pushes.mu.Lock()
@@ -140,7 +141,7 @@ func (w *uploading) ID() string     { return w.id }
 // Commit checks what has come, and keeps it for a manifest to name it. One that is not what it should be is gone.
 func (w *uploading) Commit(id ociregistry.Digest) (out ociregistry.Descriptor, err error) {
 	defer w.Cancel()
-	if err := checkDigest(id); err != nil {
+	if err := registry.CheckDigest(id); err != nil {
 		return out, ociregistry.NewError(content.Line(err), ociregistry.ErrDigestInvalid.Code(), nil)
 	}
 	if got := digest.NewDigest(digest.SHA256, w.hash); got != id {
@@ -150,7 +151,7 @@ func (w *uploading) Commit(id ociregistry.Digest) (out ociregistry.Descriptor, e
 	if err != nil {
 		return out, noRoom(err)
 	}
-	it := item{Digest: id, Size: w.size}
+	it := registry.Item{Digest: id, Size: w.size}
 	if mine {
 		w.size = 0 // what it takes of the disk is the blob's by now
 	}
@@ -187,10 +188,10 @@ func (d *Door) pushBlob(ctx context.Context, repo string, desc ociregistry.Descr
 }
 
 // keep has a blob stay for a while, whose user it takes over.
-func (d *Door) keep(p place, it item, x *blob) error {
+func (d *Door) keep(p registry.Place, it registry.Item, x *blob) error {
 	d.pushes.mu.Lock()
 	defer d.pushes.mu.Unlock()
-	key := itemKey(p, it.Digest)
+	key := registry.ItemKey(p, it.Digest)
 	if old, ok := d.pushes.kept[key]; ok {
 		old.blob.close()
 	} else if len(d.pushes.kept) >= keptMax {
@@ -202,19 +203,19 @@ func (d *Door) keep(p place, it item, x *blob) error {
 }
 
 // isKept returns a blob that was pushed to a repository.
-func (d *Door) isKept(p place, id digest.Digest) (item, bool) {
+func (d *Door) isKept(p registry.Place, id digest.Digest) (registry.Item, bool) {
 	d.pushes.mu.Lock()
 	defer d.pushes.mu.Unlock()
-	k, ok := d.pushes.kept[itemKey(p, id)]
+	k, ok := d.pushes.kept[registry.ItemKey(p, id)]
 	return k.item, ok
 }
 
 // unkeep lets a blob go that a tree has by now.
-func (d *Door) unkeep(p place, id digest.Digest) {
+func (d *Door) unkeep(p registry.Place, id digest.Digest) {
 	d.pushes.mu.Lock()
 	defer d.pushes.mu.Unlock()
-	if k, ok := d.pushes.kept[itemKey(p, id)]; ok {
-		delete(d.pushes.kept, itemKey(p, id))
+	if k, ok := d.pushes.kept[registry.ItemKey(p, id)]; ok {
+		delete(d.pushes.kept, registry.ItemKey(p, id))
 		k.blob.close()
 	}
 }
