@@ -404,7 +404,7 @@ func takeover(t *testing.T, hosts []*host) {
 	// The controller is on c.
 	c := hosts[2]
 	class := map[string]string{"durability": "farm:1", "takeover": "true"}
-	taken, kept := wish("taken", block()), wish("kept", block())
+	taken, kept := wish("taken", block()), wish("stays", block())
 	taken.Parameters, kept.Parameters = class, map[string]string{"durability": "farm:1"}
 	lost := map[string]*claim{"taken": c.create(taken), "kept": c.create(kept)}
 	unsafe := wish("unsafe", block())
