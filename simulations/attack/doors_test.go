@@ -125,7 +125,7 @@ func calls() map[string]call {
 	}
 	named := call{here: asJSON(func(p prey) string { return p.volume }), absent: asJSON(func(prey) string { return "absent" })}
 	empty := func(prey) []byte { return []byte{0xa0} }
-	open := call{here: empty, absent: empty, members: true}
+	open, closed := call{here: empty, absent: empty, members: true}, call{here: empty, absent: empty}
 	return map[string]call{
 		"volume/taken": volume, "volume/reads": volume, "volume/snapshot": named, "volume/attach": named,
 		"resolve": {
@@ -133,7 +133,8 @@ func calls() map[string]call {
 			absent: func(prey) []byte { return resolveBody(content.KindVolume, "absent") },
 		},
 		"commit": {here: func(p prey) []byte { return commitOf(p.sealed) }, absent: func(prey) []byte { return commitOf([]byte("none")) }},
-		"redeem": {here: empty, absent: empty}, "twin": {here: empty, absent: empty},
+		"redeem": closed, "twin": closed,
+		"oci/who": closed, "oci/have": closed, "oci/read": closed, "oci/tag": closed, "oci/publish": closed,
 		"image/warm": {here: asCBOR(func(p prey) any { return map[string]any{"name": p.image} }), absent: asCBOR(func(prey) any { return map[string]any{"name": "absent"} })},
 		"match":      {here: asCBOR(pattern(func(p prey) string { return p.image })), absent: asCBOR(pattern(func(prey) string { return "absent" })), members: true},
 		"ping":       open, "trust": open, "revoked": open, "secrets": open, "renew": open, "roll": open,
