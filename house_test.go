@@ -254,7 +254,7 @@ const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as the swarm of strangers and volunteers has,
 	// the budget at the origin, the hub of instances, and the upkeep of the origin. productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 103_000, 42_000
+	productLinesMax, productLinesAim = 100_100, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.
