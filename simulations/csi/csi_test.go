@@ -151,9 +151,10 @@ func clonesAndSnapshots(t *testing.T, hosts []*host) {
 		at := c.begin(b)
 		must(t, "echo one >"+at+"/file && sync")
 		snap := &csi.CreateSnapshotRequest{Name: "snap-" + kind, SourceVolumeId: c.id}
+		by := soak.Of(b, a) // a call to the node that has the volume ends after half a minute, which an emulated one may need
 		var id string
 		until(t, "the snapshot is ready", func() bool {
-			out, err := a.CreateSnapshot(t.Context(), snap)
+			out, err := by.CreateSnapshot(t.Context(), snap)
 			if err != nil || id != "" && out.Snapshot.SnapshotId != id {
 				t.Fatalf("%v, %v, was %s", out, err, id)
 			}
