@@ -302,7 +302,16 @@ func (n *Node) Tail(lines int) string {
 
 // Run executes a command of the command line against this node.
 func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, n.lab.Binary, append(args, "--data", n.Data)...)
+	return n.run(exec.CommandContext(ctx, n.lab.Binary, append(args, "--data", n.Data)...), args)
+}
+
+// Within is Run of a command that has the node's mounts, which are its own.
+func (n *Node) Within(ctx context.Context, args ...string) (string, error) {
+	enter := []string{"--mount", "--target", strconv.Itoa(n.PID()), n.lab.Binary}
+	return n.run(exec.CommandContext(ctx, "nsenter", append(append(enter, args...), "--data", n.Data)...), args)
+}
+
+func (n *Node) run(cmd *exec.Cmd, args []string) (string, error) {
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {

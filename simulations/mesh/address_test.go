@@ -176,9 +176,7 @@ func lostMember(t *testing.T, nodes []*lab.Node) {
 	id := get[api.Status](t, second, "/api/status").Self.ID
 	run(t, second, "volume", "create", "web1", "--size", "1MiB", "--transport", "nbd")
 	await(t, "the member's name is known", func() bool { return strings.Contains(run(t, first, "mesh", "peers"), "db2") })
-	if said := run(t, first, "mesh", "members"); !strings.Contains(said, second.Host.Addr().String()) {
-		t.Errorf("the path to a member is not in:\n%s", said)
-	}
+	await(t, "the path to the member", func() bool { return strings.Contains(run(t, first, "mesh", "members"), second.Host.Addr().String()) })
 	if err := second.Kill(); err != nil {
 		t.Fatal(err)
 	}

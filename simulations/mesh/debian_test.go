@@ -38,7 +38,9 @@ func TestDebianMounted(t *testing.T) {
 	t.Log(run(t, nodes[0], "tree", "import", "system", system.Root))
 	stored := int64(get[api.Image](t, nodes[0], "/api/trees/system").Stored)
 	before, at := store.Sent("packs/"), t.TempDir()
-	run(t, nodes[1], "tree", "mount", "system", at)
+	if _, err := nodes[1].Within(t.Context(), "tree", "mount", "system", at); err != nil {
+		t.Fatal(err)
+	}
 	dir := filepath.Join("/proc", fmt.Sprint(nodes[1].PID()), "root", at) // nodes of a lab have mounts of their own
 	for name, script := range looks() {
 		seen := map[string]string{}
