@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"encoding/base64"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +44,71 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// TestPushedIsServedElsewhere: what buildah pushes into one node containerd pulls on the host of another, with the first one
+// gone; ctr pushes too; who shows no token, or another, pushes nothing.
+func TestPushedIsServedElsewhere(t *testing.T) {
+	w := newWorld(t, 2, "")
+	pusher, err := w.StartAs(t.Context(), "publisher", "main", "file://"+filepath.Join(filepath.Dir(w.dir), "origin"), "--oci", door, "--oci-upstream", w.name+"=http://"+w.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := w.nodes[1]
+	blobs, _ := w.publish(t, "team/app", "1", 1<<20, 3000)
+	first := w.containerd(t, pusher)
+	if err := first.pull(t, "team/app:1"); err != nil {
+		t.Fatal(err)
+	}
+	target := door + "/pushed/app:1"
+	if _, err := first.ctr(t, "images", "tag", w.name+"/team/app:1", target); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []string{"", "any:wrong"} {
+		if out, err := first.ctr(t, "images", "push", "--plain-http", "--user", user, target); err == nil {
+			t.Errorf("with %q it was pushed: %s", user, out)
+		}
+	}
+	token := tokenOf(t, pusher)
+	if _, err := first.ctr(t, "images", "push", "--plain-http", "--user", "any:"+token, target); err != nil {
+		t.Fatal(err)
+	}
+	layout, err := os.MkdirTemp("", "layout") // buildah wants small letters
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(layout)
+	if _, err := pusher.Run(t.Context(), "tree", "export", "pushed/app:1", layout); err != nil {
+		t.Fatal(err)
+	}
+	auth := filepath.Join(w.Dir, "auth.json")
+	text := `{"auths":{"` + door + `":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("any:"+token)) + `"}}}`
+	if err := os.WriteFile(auth, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shop := filepath.Join(w.Dir, "shop")
+	args := []string{"--root", filepath.Join(shop, "root"), "--runroot", filepath.Join(shop, "run"), "--storage-driver", "vfs"}
+	buildah := func(more ...string) string {
+		t.Helper()
+		out, err := pusher.Host.Command(t.Context(), "buildah", append(args[:len(args):len(args)], more...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("buildah %s: %v: %s", more, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	buildah("pull", "--quiet", "oci:"+layout)
+	buildah("push", "--quiet", "--tls-verify=false", "--authfile", auth, buildah("images", "--quiet"), "docker://"+door+"/pushed/built:1")
+	if err := pusher.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	w.stop()
+	far := w.containerd(t, other)
+	for _, image := range []string{"pushed/app:1", "pushed/built:1"} {
+		if _, err := far.ctr(t, "images", "pull", "--snapshotter", "native", "--plain-http", door+"/"+image); err != nil {
+			t.Errorf("%s: %v", image, err)
+		}
+	}
+	far.has(t, blobs)
 }
 
 // installed builds a program by its version, outside of this module, and returns the folder that has it.
